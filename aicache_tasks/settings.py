@@ -1,0 +1,267 @@
+"""
+Settings: what `app.conf` and the environment say, checked once.
+
+In: a mapping with ``aicache_*`` names (any case, namespaced or not) and the environment.   Out: a frozen `Settings`.
+
+The environment wins over `app.conf`: an operator's ``AICACHE_DISABLED=1`` must not need a deploy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from aicache_tasks.durations import parse_duration
+from aicache_tasks.errors import SettingsError
+
+PREFIX: Final = "aicache_"
+DEFAULT_TTL_S: Final = 3600.0
+OPERATION_TTLS_S: Final[Mapping[str, float]] = {
+    "summarize": 7200.0,
+    "sentiment": 86400.0,
+    "key_points": 7200.0,
+    "questions": 3600.0,
+    "qa": 1800.0,
+}
+TEXT_TIERS: Final[Mapping[str, int]] = {"small": 500, "medium": 5000, "large": 50_000}
+URL_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket", "memory")
+
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+
+def _bool(name: str, given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    word = str(given).strip().lower()
+    if word in _TRUE | _FALSE:
+        return word in _TRUE
+    raise SettingsError(f"{name}: {given!r} is not a switch; write true or false")
+
+
+def _number(name: str, given: Any, kind: Callable[[Any], Any], low: float, high: float) -> Any:
+    try:
+        if isinstance(given, bool):
+            raise ValueError
+        value = kind(given)
+    except (TypeError, ValueError):
+        raise SettingsError(f"{name}: {given!r} is not a number from {low:g} to {high:g}") from None
+    if not low <= value <= high:
+        raise SettingsError(f"{name}: {value!r} is outside {low:g} to {high:g}")
+    return value
+
+
+def _int(low: int, high: int) -> Callable[[str, Any], int]:
+    return lambda name, given: int(_number(name, given, _whole, low, high))
+
+
+def _whole(given: Any) -> int:
+    if isinstance(given, float) and not given.is_integer():
+        raise ValueError
+    return int(given)
+
+
+def _float(low: float, high: float) -> Callable[[str, Any], float]:
+    return lambda name, given: float(_number(name, given, float, low, high))
+
+
+def _duration(name: str, given: Any) -> float:
+    seconds = parse_duration(given, name=name)
+    if seconds == 0:
+        raise SettingsError(f"{name}: must be longer than 0")
+    return seconds
+
+
+def _choice(*allowed: str) -> Callable[[str, Any], str]:
+    def check(name: str, given: Any) -> str:
+        if given not in allowed:
+            raise SettingsError(f"{name}: {given!r} is not one of {', '.join(allowed)}")
+        return str(given)
+
+    return check
+
+
+def _url(name: str, given: Any) -> str | None:
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str) or urlsplit(given).scheme not in URL_SCHEMES:
+        raise SettingsError(f"{name}: must be a URL that starts with one of {', '.join(s + '://' for s in URL_SCHEMES)}")
+    return given
+
+
+def _namespace(name: str, given: Any) -> str:
+    if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]{1,32}", given):
+        raise SettingsError(f"{name}: {given!r} must be 1 to 32 of A-Z a-z 0-9 _ . -")
+    return given
+
+
+def _hash(name: str, given: Any) -> str:
+    """Any name that hashlib knows with a fixed digest of 128 bits at least."""
+    try:
+        size = hashlib.new(given).digest_size
+    except (TypeError, ValueError):
+        raise SettingsError(f"{name}: hashlib knows no {given!r}") from None
+    if size < 16:
+        raise SettingsError(f"{name}: {given!r} has no fixed digest of 128 bits or more")
+    return str(given)
+
+
+def _secret(name: str, given: Any) -> bytes | None:
+    if given is None or given == "" or given == b"":
+        return None
+    secret = given.encode() if isinstance(given, str) else given
+    if not isinstance(secret, bytes) or not 16 <= len(secret) <= 64:
+        raise SettingsError(f"{name}: must be 16 to 64 bytes")
+    return secret
+
+
+def _ttls(name: str, given: Any) -> Mapping[str, float]:
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"{name}: must map an operation to a duration, such as {{'summarize': '2h'}}")
+    return {**OPERATION_TTLS_S, **{str(op): _duration(f"{name}[{op!r}]", ttl) for op, ttl in given.items()}}
+
+
+def _tiers(name: str, given: Any) -> Mapping[str, int]:
+    if not isinstance(given, Mapping) or list(given) != list(TEXT_TIERS):
+        raise SettingsError(f"{name}: must give {', '.join(TEXT_TIERS)} in this order, each an upper limit in characters")
+    limits = [_int(1, 2**40)(f"{name}[{tier!r}]", limit) for tier, limit in given.items()]
+    if sorted(set(limits)) != limits:
+        raise SettingsError(f"{name}: the limits must rise")
+    return dict(zip(given, limits, strict=True))
+
+
+def _tier_names(name: str, given: Any) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else tuple(given)
+    if unknown := set(names) - {*TEXT_TIERS, "xlarge"}:
+        raise SettingsError(f"{name}: {sorted(unknown)} is not among {', '.join(TEXT_TIERS)}, xlarge")
+    return names
+
+
+def _level(name: str, given: Any) -> int | None:
+    return None if given is None or given == "" else int(_number(name, given, _whole, 1, 22))
+
+
+def _setting(default: Any, check: Callable[[str, Any], Any], doc: str, *, env: bool = True) -> Any:
+    return field(default=default, metadata={"check": check, "doc": doc, "env": env})
+
+
+def _mapping_setting(default: Mapping[str, Any], check: Callable[[str, Any], Any], doc: str) -> Any:
+    return field(default_factory=lambda: dict(default), metadata={"check": check, "doc": doc, "env": False})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Checked settings. Names here have no ``aicache_`` prefix; units are in the names.
+
+    Raises:
+        SettingsError: from `from_mapping` only; the constructor takes values that are already checked.
+    """
+
+    url: str | None = _setting(None, _url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required.")
+    share_backend: bool = _setting(False, _bool, "Use the result backend's server when `aicache_url` is not set.")
+    namespace: str = _setting("aicache", _namespace, "Start of every key; one per application that must not share answers.")
+    secret: bytes | None = _setting(
+        None, _secret, "16 to 64 bytes that key the digests, so that a dump of the server does not confirm a guessed prompt."
+    )
+    hash: str = _setting("sha256", _hash, "Digest of the keys: any name hashlib knows, 128 bits or more.")
+    disabled: bool = _setting(False, _bool, "Switch the cache off: every call runs its body.")
+    eager: bool = _setting(False, _bool, "Use the cache under `task_always_eager` too.")
+    strict: bool = _setting(False, _bool, "Raise our own bugs instead of counting them; for tests.")
+
+    ttl: float = _setting(DEFAULT_TTL_S, _duration, "How long an answer lives when its policy and `aicache_ttls` do not say.")
+    ttls: Mapping[str, float] = _mapping_setting(OPERATION_TTLS_S, _ttls, "Lifetime by operation.")
+    jitter: float = _setting(0.0, _float(0.0, 0.5), "Shorten each lifetime by a random part up to this fraction.")
+
+    compression: str = _setting("zstd", _choice("zstd", "zlib", "none"), "How bodies are compressed.")
+    compression_level: int | None = _setting(None, _level, "Level; by default 3 for zstd and 6 for zlib.")
+    compression_threshold_bytes: int = _setting(1000, _int(0, 2**31), "Bodies of up to this size are stored as they are.")
+    max_entry_bytes: int = _setting(16 * 2**20, _int(64, 2**31 - 1), "Larger answers are not stored, larger entries not read.")
+
+    budget_ms: float = _setting(50.0, _float(1.0, 60_000.0), "Store time that one task call may spend in all.")
+    connect_ms: float = _setting(250.0, _float(1.0, 60_000.0), "Time for a process's first connection.")
+    breaker_min_s: float = _setting(1.0, _duration, "How long the breaker stays open after the first fault.")
+    breaker_max_s: float = _setting(30.0, _duration, "The longest that the breaker stays open between two probes.")
+
+    l1_entries: int = _setting(0, _int(0, 10_000_000), "Entries that each process keeps in memory; 0 is off.")
+    l1_bytes: int = _setting(64 * 2**20, _int(0, 2**40), "Bytes that each process keeps in memory.")
+    l1_tiers: tuple[str, ...] = _setting(("small", "medium", "large", "xlarge"), _tier_names, "Text tiers kept in memory.")
+
+    text_tiers: Mapping[str, int] = _mapping_setting(TEXT_TIERS, _tiers, "Upper limits of the text tiers, in characters.")
+    text_hash_threshold: int = _setting(1000, _int(1, 2**31), "Texts longer than this are of size class `large` in key timings.")
+    retention_s: float = _setting(3600.0, _duration, "How long timings stay in a process's arrays.")
+    max_measurements: int = _setting(1000, _int(1, 10_000_000), "The newest timings kept in each array.")
+    memory_warning_bytes: int = _setting(50 * 2**20, _int(1, 2**50), "Cache size from which a warning is given.")
+    memory_critical_bytes: int = _setting(100 * 2**20, _int(1, 2**50), "Cache size from which the warning is critical.")
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+        """Return checked settings.
+
+        Args:
+            given: names with the ``aicache_`` prefix in any case; other names are passed over.
+            environ: environment to read ``AICACHE_*`` from; its values win.
+
+        Raises:
+            SettingsError: an unknown ``aicache_`` name, or a value that is not allowed.
+
+        >>> Settings.from_mapping({"aicache_ttl": "2h"}).ttl
+        7200.0
+        >>> Settings.from_mapping({"aicache_tll": "2h"})
+        Traceback (most recent call last):
+            ...
+        aicache_tasks.errors.SettingsError: unknown setting aicache_tll; did you mean aicache_ttl?
+        """
+        known = {f.name: f for f in fields(cls)}
+        found = {name[len(PREFIX) :].lower(): value for name, value in given.items() if name.lower().startswith(PREFIX)}
+        if unknown := sorted(found.keys() - known.keys()):
+            raise SettingsError(_unknown(unknown[0], known))
+        found |= _from_environ(known, environ or {})
+        return cls(**{n: known[n].metadata["check"](PREFIX + n, v) for n, v in found.items() if v is not None})
+
+    def require_url(self, backend_url: str | None = None) -> str:
+        """Return the URL of the cache's server.
+
+        Raises:
+            SettingsError: there is none; names ``aicache_url`` and ``aicache_share_backend``.
+        """
+        if self.url:
+            return self.url
+        if self.share_backend and backend_url and urlsplit(backend_url).scheme in URL_SCHEMES:
+            return backend_url
+        raise SettingsError(
+            "aicache_url is not set: give the cache a server of its own, such as aicache_url='redis://cache:6379/0', "
+            "or set aicache_share_backend=True to use the result backend's Redis server (its eviction policy then "
+            "decides between cache entries and unread task results)"
+        )
+
+    def masked(self) -> Settings:
+        """Return a copy that may be shown: no password and no secret."""
+        return replace(self, url=mask_url(self.url) if self.url else None, secret=b"********" if self.secret else None)
+
+
+def _from_environ(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    names = {name: f"AICACHE_{name.upper()}" for name, f in known.items() if f.metadata["env"]}
+    return {name: environ[variable] for name, variable in names.items() if variable in environ}
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {PREFIX}{near[0]}?" if near else "; docs/settings.md lists the settings"
+    return f"unknown setting {PREFIX}{name}{hint}"
+
+
+def mask_url(url: str) -> str:
+    """Return *url* with its password, if any, as asterisks.
+
+    >>> mask_url("redis://user:secret@host:6379/0")
+    'redis://user:********@host:6379/0'
+    """
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:********@{host}"))

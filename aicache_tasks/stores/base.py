@@ -1,0 +1,115 @@
+"""
+What the cache needs from a store, in bytes.
+
+In: keys and frames.   Out: frames and tokens.   Every call spends a `Budget`; every fault is a `StoreError`.
+
+All keys of one call start with the same hash tag ``{namespace:bucket}``, so that each call is one slot of a
+Cluster. A frame is opaque here but for its first 12 bytes, which no frame version may change
+(docs/architecture.md, "Frame header"): magic (2), version (1), kind (1: entry, 2: tombstone), and for a tombstone
+its token (8).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+MAGIC = b"\xa1\xca"
+ENTRY_KIND = 1
+TOMBSTONE_KIND = 2
+TOKEN_BYTES = 8
+NO_TOMBSTONE = b""
+
+
+class Budget:
+    """The store time that one task call may still spend. Not thread-safe: one per call.
+
+    Args:
+        seconds: what there is to spend.
+    """
+
+    __slots__ = ("_left_s", "deadline")
+
+    def __init__(self, seconds: float) -> None:
+        self._left_s = seconds
+        self.deadline = 0.0
+
+    def begin(self) -> None:
+        """Start the clock; ``deadline`` is then a `time.perf_counter` value."""
+        self.deadline = time.perf_counter() + self._left_s
+
+    def finish(self) -> None:
+        """Stop the clock and keep what is left."""
+        self._left_s = self.deadline - time.perf_counter()
+
+    def excuse(self, seconds: float) -> None:
+        """Give *seconds* back: a process's first connection has a budget of its own."""
+        self.deadline += seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left, 0.0 at least, as of the last `finish`."""
+        return max(self._left_s, 0.0)
+
+
+class StoreInfo(NamedTuple):
+    """What a server says about itself."""
+
+    version: str
+    memory_used_bytes: int
+    connected_clients: int
+    eviction_policy: str
+
+
+class Tombstoned(NamedTuple):
+    """What `Store.bury` found: the start of the entry that lay there, and the tokens in force."""
+
+    head: bytes | None
+    tokens: list[bytes | None]
+
+
+class Store(Protocol):
+    """Ten methods; each is atomic, spends *budget*, and raises only `StoreError` for a fault of the store."""
+
+    def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
+        """Return the value of each key, None where there is none (or it is not a string). One round trip."""
+
+    def ensure(
+        self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
+    ) -> list[bytes]:
+        """Set each key that is absent (ttl 0: for ever) and return what each key holds now."""
+
+    def publish(
+        self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
+    ) -> bool:
+        """Store *frame* unless a tombstone with a token other than *seen* lies there; return whether it was stored.
+
+        *seen* is the token of the tombstone that the look-up read, `NO_TOMBSTONE` if it read none. The ttl of each
+        of *tag_keys* is raised to *ttl_ms* at least. A value of another Redis type is overwritten.
+        """
+
+    def bury(
+        self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget
+    ) -> Tombstoned:
+        """Put *tombstone* in the entry's place, for *ttl_ms* or what the entry had left, whichever is longer."""
+
+    def discard(self, key: str, value: bytes, budget: Budget) -> bool:
+        """Remove *key* if it still holds exactly *value*; return whether it went."""
+
+    def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
+        """Set each (key, value, ttl_ms); ttl 0 is for ever. Keys may lie in different slots."""
+
+    def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
+        """Return the next cursor (0: done) and some keys that start with *prefix*. Never KEYS."""
+
+    def unlink(self, keys: Sequence[str], budget: Budget) -> int:
+        """Remove *keys*; return how many were there."""
+
+    def info(self, budget: Budget) -> StoreInfo:
+        """Return what the server says about itself."""
+
+    def close(self) -> None:
+        """Drop this process's connections; the next call makes new ones."""
+
+
