@@ -89,9 +89,7 @@ class Store(Protocol):
         of *tag_keys* is raised to *ttl_ms* at least. A value of another Redis type is overwritten.
         """
 
-    def bury(
-        self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget
-    ) -> Tombstoned:
+    def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
         """Put *tombstone* in the entry's place, for *ttl_ms* or what the entry had left, whichever is longer."""
 
     def discard(self, key: str, value: bytes, budget: Budget) -> bool:
@@ -111,5 +109,3 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Drop this process's connections; the next call makes new ones."""
-
-

@@ -1,0 +1,237 @@
+"""
+The guard in front of a store: it is asked only while it answers.
+
+In: any `Store`.   Out: the same ten calls; `BreakerOpen` at once while the store is known to be away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from aicache_tasks.errors import BreakerOpen, StoreError, StoreScope, StoreUnavailable
+from aicache_tasks.signals import SOFT_LIMITS, SoftLimitHold
+from aicache_tasks.stores.base import Budget, Store, StoreInfo, Tombstoned
+
+LOGGER: Final = logging.getLogger("aicache_tasks.store")
+JITTER: Final = 0.2
+PROBE_S: Final = 1.0
+"""How long a probe may take before another caller may probe."""
+HOLD_MARGIN_S: Final = 1.0
+"""How much longer than its budget a call may hold a soft limit: a first connection has a budget of its own."""
+
+T = TypeVar("T")
+
+
+class BudgetSpent(StoreUnavailable):
+    """The task call has no store time left. Not a fault of the store: no breaker opens."""
+
+    scope: StoreScope = "none"
+
+    def __init__(self) -> None:
+        super().__init__("budget spent")
+
+
+class Breaker:
+    """Closed, open or half-open; thread-safe.
+
+    The first fault opens it for *min_s*, each failed probe doubles that up to *max_s*, 20 % jitter. A success closes.
+
+    Args:
+        name: ``reads`` or ``writes``, for the log.
+        min_s: how long it is open after the first fault, seconds.
+        max_s: the longest time between two probes, seconds.
+        clock: a monotonic clock, seconds.
+        rng: returns a number from 0 to 1, for the jitter.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        min_s: float = 1.0,
+        max_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.opened = self.closed = self.rejected = 0
+        self.is_open = False
+        self._min_s, self._max_s, self._clock, self._rng = min_s, max_s, clock, rng
+        self._delay_s = self._until_s = 0.0
+        self._prober: tuple[int, int] | None = None
+        self._locks: dict[int, threading.Lock] = {}
+
+    @property
+    def state(self) -> str:
+        """``closed``, ``open``, or ``half-open`` once the next call may probe."""
+        if not self.is_open:
+            return "closed"
+        return "open" if self._clock() < self._until_s else "half-open"
+
+    def allows(self) -> bool:
+        """Return whether to call the store; while half-open, one caller of the process may at a time."""
+        if not self.is_open or self._claim_probe():
+            return True
+        self.rejected += 1
+        return False
+
+    def succeeded(self) -> bool:
+        """A call got its reply: close. Return whether it was open."""
+        if not self.is_open:
+            return False
+        with self._lock():
+            was_open, self.is_open = self.is_open, False
+            self._delay_s, self._prober = 0.0, None
+            self.closed += was_open
+        if was_open:
+            LOGGER.info("cache store: %s resumed", self.name)
+        return was_open
+
+    def failed(self, detail: str, *, also_open: bool = False) -> bool:
+        """A call met a fault: open, or stay open for twice as long. Return whether that changed anything.
+
+        Args:
+            detail: of a `StoreError`, for the log.
+            also_open: count it while open too; otherwise only the probe's fault counts then, because calls that began
+                before the breaker opened say nothing new.
+        """
+        with self._lock():
+            was_open = self.is_open
+            if was_open and not also_open and self._prober != _me():
+                return False
+            self._delay_s = min(self._delay_s * 2 or self._min_s, self._max_s)
+            self._until_s = self._clock() + self._delay_s * (1 + JITTER * (2 * self._rng() - 1))
+            self.is_open, self._prober = True, None
+            self.opened += not was_open
+        if not was_open:
+            LOGGER.warning("cache store: %s stopped: %s", self.name, detail)
+        return True
+
+    def probe_soon(self) -> None:
+        """Let the next caller probe: a probe was interrupted, or the store answers again for another reason."""
+        self._until_s = self._clock()
+
+    def was_probed_here(self) -> bool:
+        """Return whether this thread holds the probe."""
+        return self.is_open and self._prober == _me()
+
+    def _claim_probe(self) -> bool:
+        if self._clock() < self._until_s:
+            return False
+        with self._lock():
+            if self._clock() < self._until_s:
+                return False
+            self._prober = _me()
+            self._until_s = self._clock() + max(self._delay_s, PROBE_S)  # also if the prober never comes back
+            return True
+
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())  # a lock that was held at a fork stays held
+
+
+def _me() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
+class Guard:
+    """The ten calls of a `Store`, with breakers, a running budget, and soft limits held back.
+
+    Args:
+        store: what is guarded.
+        reads: breaker of `read`, `scan` and `info`.
+        writes: breaker of all other calls.
+        hold: holds soft time limits during a call.
+
+    Every call raises `BreakerOpen` while its breaker is open, `BudgetSpent` when the budget has nothing left, and what
+    the store raises. A fault of scope ``all`` opens both breakers, one of scope ``writes`` only that of writes. An
+    exception that is not a `StoreError` passes untouched and opens none.
+    """
+
+    def __init__(self, store: Store, *, reads: Breaker, writes: Breaker, hold: SoftLimitHold = SOFT_LIMITS) -> None:
+        self.store, self.reads, self.writes = store, reads, writes
+        self._hold = hold
+
+    def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
+        """See `Store.read`."""
+        return self._call(self.reads, self.store.read, budget, keys)
+
+    def ensure(
+        self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
+    ) -> list[bytes]:
+        """See `Store.ensure`."""
+        return self._call(self.writes, self.store.ensure, budget, keys, values, ttl_ms)
+
+    def publish(
+        self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
+    ) -> bool:
+        """See `Store.publish`."""
+        return self._call(self.writes, self.store.publish, budget, key, frame, ttl_ms, seen, tag_keys)
+
+    def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
+        """See `Store.bury`."""
+        return self._call(self.writes, self.store.bury, budget, key, tombstone, ttl_ms, token_keys)
+
+    def discard(self, key: str, value: bytes, budget: Budget) -> bool:
+        """See `Store.discard`."""
+        return self._call(self.writes, self.store.discard, budget, key, value)
+
+    def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
+        """See `Store.replace`."""
+        self._call(self.writes, self.store.replace, budget, values)
+
+    def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
+        """See `Store.scan`."""
+        return self._call(self.reads, self.store.scan, budget, prefix, cursor, count)
+
+    def unlink(self, keys: Sequence[str], budget: Budget) -> int:
+        """See `Store.unlink`."""
+        return self._call(self.writes, self.store.unlink, budget, keys)
+
+    def info(self, budget: Budget) -> StoreInfo:
+        """See `Store.info`."""
+        return self._call(self.reads, self.store.info, budget)
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self.store.close()
+
+    def _call(self, breaker: Breaker, ask: Callable[..., T], budget: Budget, *given: Any) -> T:
+        if not budget.left_s:
+            raise BudgetSpent
+        if not breaker.allows():
+            raise BreakerOpen(f"{breaker.name} breaker open")
+        budget.begin()
+        self._hold.begin(budget.deadline + HOLD_MARGIN_S)
+        try:
+            answer = ask(*given, budget)
+            self._answered(breaker)
+        except StoreError as error:
+            self._learn(error, breaker)
+            raise
+        except BaseException:
+            if breaker.was_probed_here():
+                breaker.probe_soon()
+            raise
+        finally:
+            budget.finish()
+            self._hold.end()
+        return answer
+
+    def _answered(self, breaker: Breaker) -> None:
+        if breaker.is_open and breaker.succeeded() and breaker is self.reads:
+            self.writes.probe_soon()
+
+    def _learn(self, error: StoreError, breaker: Breaker) -> None:
+        if error.scope == "all":
+            other = self.writes if breaker is self.reads else self.reads
+            if breaker.failed(error.detail):
+                other.failed(error.detail, also_open=True)
+        elif error.scope == "writes":
+            self.writes.failed(error.detail)
+        else:
+            self._answered(breaker)

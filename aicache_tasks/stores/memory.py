@@ -1,0 +1,140 @@
+"""
+The store's twin in this process's memory, for tests and for `memory://`.
+
+In: what `Store` takes.   Out: what `Store` promises. The clock is wound by hand: add to ``now_s``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from aicache_tasks.errors import StoreError
+from aicache_tasks.stores.base import MAGIC, TOKEN_BYTES, TOMBSTONE_KIND, Budget, StoreInfo, Tombstoned
+
+HEAD_BYTES = 4096
+TOMBSTONE_BYTES = 4 + TOKEN_BYTES
+_FOR_EVER = float("inf")
+
+
+class MemoryStore:
+    """A `Store` of one process; thread-safe.
+
+    Args:
+        clock: seconds; ``now_s`` is added to it, so that a test moves time by ``store.now_s += 60``.
+            A clock that stands still is ``lambda: 0.0``.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.now_s = 0.0
+        self.fail: StoreError | None = None
+        self._held: dict[str, tuple[bytes, float]] = {}
+        self._locks: dict[int, threading.Lock] = {}
+
+    def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
+        """See `Store.read`."""
+        with self._at_work():
+            return [self._get(key) for key in keys]
+
+    def ensure(
+        self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
+    ) -> list[bytes]:
+        """See `Store.ensure`."""
+        with self._at_work():
+            return [self._ensure(key, value, ttl) for key, value, ttl in zip(keys, values, ttl_ms, strict=True)]
+
+    def publish(
+        self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
+    ) -> bool:
+        """See `Store.publish`."""
+        with self._at_work():
+            if _token_of_tombstone(self._get(key)) not in (None, seen):
+                return False
+            self._set(key, frame, ttl_ms)
+            for tag_key in tag_keys:
+                self._raise_ttl(tag_key, ttl_ms)
+            return True
+
+    def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
+        """See `Store.bury`."""
+        with self._at_work():
+            held = self._get(key)
+            ends_s = self._held[key][1] if held is not None else 0.0
+            self._held[key] = (tombstone, max(ends_s, self._now_s() + ttl_ms / 1000))
+            return Tombstoned(None if held is None else held[:HEAD_BYTES], [self._get(k) for k in token_keys])
+
+    def discard(self, key: str, value: bytes, budget: Budget) -> bool:
+        """See `Store.discard`."""
+        with self._at_work():
+            return self._get(key) == value and self._held.pop(key, None) is not None
+
+    def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
+        """See `Store.replace`."""
+        with self._at_work():
+            for key, value, ttl_ms in values:
+                self._set(key, value, ttl_ms)
+
+    def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
+        """See `Store.scan`. The cursor is a place in the order of insertion."""
+        with self._at_work():
+            keys = list(self._held)
+            found = [
+                key for key in keys[cursor : cursor + count] if key.startswith(prefix) and self._get(key) is not None
+            ]
+            following = cursor + count
+            return (following if following < len(keys) else 0), found
+
+    def unlink(self, keys: Sequence[str], budget: Budget) -> int:
+        """See `Store.unlink`."""
+        with self._at_work():
+            return sum(self._get(key) is not None and self._held.pop(key, None) is not None for key in keys)
+
+    def info(self, budget: Budget) -> StoreInfo:
+        """See `Store.info`."""
+        with self._at_work():
+            used_bytes = sum(len(key) + len(value) for key, (value, _) in self._held.items())
+            return StoreInfo(version="memory", memory_used_bytes=used_bytes, connected_clients=1, eviction_policy="")
+
+    def close(self) -> None:
+        """See `Store.close`: there is nothing to drop."""
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        if self.fail is not None:
+            raise self.fail
+        with self._locks.setdefault(os.getpid(), threading.Lock()):  # a lock that was held at a fork stays held
+            yield
+
+    def _now_s(self) -> float:
+        return self._clock() + self.now_s
+
+    def _get(self, key: str) -> bytes | None:
+        value, ends_s = self._held.get(key, (None, _FOR_EVER))
+        if ends_s <= self._now_s():
+            del self._held[key]
+            return None
+        return value
+
+    def _set(self, key: str, value: bytes, ttl_ms: int) -> None:
+        self._held[key] = (value, self._now_s() + ttl_ms / 1000 if ttl_ms else _FOR_EVER)
+
+    def _ensure(self, key: str, value: bytes, ttl_ms: int) -> bytes:
+        held = self._get(key)
+        if held is None:
+            self._set(key, held := value, ttl_ms)
+        return held
+
+    def _raise_ttl(self, key: str, ttl_ms: int) -> None:
+        held = self._get(key)
+        if held is not None:
+            self._held[key] = (held, max(self._held[key][1], self._now_s() + ttl_ms / 1000))
+
+
+def _token_of_tombstone(frame: bytes | None) -> bytes | None:
+    if frame is None or len(frame) < TOMBSTONE_BYTES or frame[:2] != MAGIC or frame[3] != TOMBSTONE_KIND:
+        return None
+    return frame[4:TOMBSTONE_BYTES]

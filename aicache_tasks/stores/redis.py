@@ -1,0 +1,344 @@
+"""
+The store on Redis or Valkey.
+
+In: a URL; keys, frames and a running `Budget`.   Out: what `Store` promises, or a `StoreError` that quotes nothing.
+
+redis-py makes and authenticates the connections and reads the replies. Commands are packed here, and each process keeps
+its idle connections in a list: redis-py's client and pool take longer than the server. A connection lies in that list
+only between a complete reply and the next request, so that no call can read another call's reply.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import redis.connection
+from redis import exceptions as driver
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from aicache_tasks.errors import SettingsError, StoreError, StoreRefused, StoreUnavailable
+from aicache_tasks.stores.base import Budget, StoreInfo, Tombstoned
+from aicache_tasks.stores.deadline import DeadlineSocket
+
+HEAD_BYTES: Final = 4096
+HASHED_FROM_BYTES: Final = 1024
+"""`RedisStore.discard` sends a value's SHA-1 in place of a value of this size or more."""
+
+FAULTS: Final = (
+    driver.RedisError,
+    OSError,
+    # What redis-py lets through when its parser meets nonsense or another thread closes its socket. Named one by one:
+    # a soft time limit is an Exception too and must pass.
+    AttributeError,
+    IndexError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+_REFUSES_WRITES = frozenset({"OOM", "READONLY", "NOPERM", "MISCONF", "NOREPLICAS"})
+_ANSWERS_NOBODY = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "DENIED", "NOPROTO"})
+_REFUSES_THIS = frozenset(
+    {"ERR", "WRONGTYPE", "BUSY", "NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "EXECABORT"}
+)
+_PREFIX = re.compile(rf"(?:^|: -?)({'|'.join(sorted(_REFUSES_WRITES | _ANSWERS_NOBODY | _REFUSES_THIS))})\b")
+_PREFIX_OF_CLASS: Final = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "NoPermissionError": "NOPERM",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "NoScriptError": "NOSCRIPT",
+    "MovedError": "MOVED",
+}
+_OWN_OPTIONS = ("connection_class", "max_connections", "timeout", "retry_on_timeout", "retry_on_error", "virtual_host")
+
+
+class RedisStore:
+    """A `Store` on one Redis 6.2 or Valkey 7.2 server, or later.
+
+    Args:
+        url: ``redis://``, ``rediss://``, ``unix://PATH?db=0`` or ``redis+socket://PATH?virtual_host=0``.
+        connect_s: what a process's first connection may take; later ones spend the call's budget.
+
+    Raises:
+        SettingsError: the URL cannot be parsed; its text is not shown.
+    """
+
+    def __init__(self, url: str, *, connect_s: float = 0.25) -> None:
+        self._class, self._options = _connection_of(url)
+        self._connect_s = connect_s
+        self._idle: list[Any] = []
+        self._pid = os.getpid()
+        self._has_connected = False
+
+    def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
+        """See `Store.read`: one MGET, asked again on a new connection if an idle one proves dead."""
+        parts = [f"*{len(keys) + 1}\r\n$4\r\nMGET\r\n"]
+        parts += [f"${len(key.encode())}\r\n{key}\r\n" for key in keys]
+        found: list[bytes | None] = _accept(self._ask("".join(parts).encode(), 1, budget, may_repeat=True)[0])
+        return found
+
+    def ensure(
+        self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
+    ) -> list[bytes]:
+        """See `Store.ensure`: SET NX for each and one MGET, in one round trip; each reply is judged by itself."""
+        sets = [_pack(b"SET", k, v, b"NX", *_px(ttl)) for k, v, ttl in zip(keys, values, ttl_ms, strict=True)]
+        replies = self._ask(b"".join([*sets, _pack(b"MGET", *keys)]), len(sets) + 1, budget)
+        tokens: list[bytes | None] = _accept(replies[-1])
+        if None in tokens:
+            for reply in replies:
+                _accept(reply)
+            raise StoreRefused("token of a wrong type", writes=False)
+        return [token for token in tokens if token is not None]
+
+    def publish(
+        self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
+    ) -> bool:
+        """See `Store.publish`."""
+        return bool(self._run("publish", [key, *tag_keys], [frame, b"%d" % ttl_ms, seen], budget))
+
+    def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
+        """See `Store.bury`; ``head`` is the first 4096 bytes at most."""
+        head, *tokens = self._run("bury", [key, *token_keys], [tombstone, b"%d" % ttl_ms, b"%d" % HEAD_BYTES], budget)
+        return Tombstoned(head, tokens)
+
+    def discard(self, key: str, value: bytes, budget: Budget) -> bool:
+        """See `Store.discard`."""
+        hashed = len(value) >= HASHED_FROM_BYTES
+        shown = hashlib.sha1(value, usedforsecurity=False).hexdigest().encode() if hashed else value
+        shape = b"sha1" if hashed else b"value"
+        return bool(self._run("discard", [key], [shown, b"%d" % len(value), shape], budget))
+
+    def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
+        """See `Store.replace`: one pipeline."""
+        sets = [_pack(b"SET", key, value, *_px(ttl_ms)) for key, value, ttl_ms in values]
+        for reply in self._ask(b"".join(sets), len(sets), budget):
+            _accept(reply)
+
+    def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
+        """See `Store.scan`."""
+        pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", prefix) + "*"
+        packed = _pack(b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % count)
+        following, keys = _accept(self._ask(packed, 1, budget)[0])
+        return int(following), [key.decode("utf-8", "surrogateescape") for key in keys]
+
+    def unlink(self, keys: Sequence[str], budget: Budget) -> int:
+        """See `Store.unlink`."""
+        return int(_accept(self._ask(_pack(b"UNLINK", *keys), 1, budget)[0])) if keys else 0
+
+    def info(self, budget: Budget) -> StoreInfo:
+        """See `Store.info`."""
+        text: bytes = _accept(self._ask(_pack(b"INFO"), 1, budget)[0])
+        said = dict(line.split(":", 1) for line in text.decode("utf-8", "replace").splitlines() if ":" in line)
+        return StoreInfo(
+            version=said.get("valkey_version") or said.get("redis_version", ""),
+            memory_used_bytes=int(said.get("used_memory", 0)),
+            connected_clients=int(said.get("connected_clients", 0)),
+            eviction_policy=said.get("maxmemory_policy", ""),
+        )
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.disconnect()
+
+    def _run(self, script: str, keys: Sequence[str], arguments: Sequence[bytes], budget: Budget) -> Any:
+        digest, source = _script(script)
+        rest: tuple[str | bytes, ...] = (b"%d" % len(keys), *keys, *arguments)
+        reply = self._ask(_pack(b"EVALSHA", digest, *rest), 1, budget)[0]
+        if isinstance(reply, driver.NoScriptError):
+            reply = self._ask(_pack(b"EVAL", source, *rest), 1, budget)[0]
+        return _accept(reply)
+
+    def _ask(self, packed: bytes, replies: int, budget: Budget, *, may_repeat: bool = False) -> list[Any]:
+        """Send *packed* and return that many replies; an error reply is an exception in the list."""
+        try:
+            connection = self._checkout(probe=not may_repeat)
+            if connection is None:
+                return self._converse(self._connect(budget), packed, replies, budget)
+            try:
+                return self._converse(connection, packed, replies, budget)
+            except driver.ConnectionError as error:
+                if not may_repeat or _is_answer(error):
+                    raise
+            self.close()  # the server was restarted: no idle connection has outlived that
+            return self._converse(self._connect(budget), packed, replies, budget)
+        except FAULTS as error:
+            raise _store_error(error) from None
+
+    def _converse(self, connection: Any, packed: bytes, replies: int, budget: Budget) -> list[Any]:
+        try:
+            connection.wire.deadline = budget.deadline
+            connection.send_packed_command((packed,), False)
+            got = [_reply(connection) for _ in range(replies)]
+        except BaseException:
+            connection.disconnect()  # a reply may be on its way: nobody may read it as his own
+            raise
+        self._idle.append(connection)
+        return got
+
+    def _checkout(self, *, probe: bool) -> Any:
+        """Return an idle connection, or None. A write cannot be repeated, so that it probes first."""
+        if self._pid != os.getpid():
+            self._idle, self._has_connected, self._pid = [], False, os.getpid()
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        if probe and not connection.wire.is_quiet():
+            connection.disconnect()
+            self.close()
+            return None
+        return connection
+
+    def _connect(self, budget: Budget) -> Any:
+        began = time.perf_counter()
+        is_first = not self._has_connected
+        connection = self._class(**self._options)
+        connection.deadline = began + self._connect_s if is_first else budget.deadline
+        try:
+            connection.connect()
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            if is_first:
+                budget.excuse(time.perf_counter() - began)
+        self._has_connected = True
+        return connection
+
+
+def _connection_of(url: str) -> tuple[Any, dict[str, Any]]:
+    """Return the connection class for *url* and what to construct it with."""
+    parts = urlsplit(url)
+    if parts.scheme == "redis+socket":
+        url = url.replace("redis+socket", "unix", 1)
+    try:
+        options = dict(redis.connection.parse_url(url))
+        base = options.get("connection_class", redis.connection.Connection)
+        if "virtual_host" in options:
+            options["db"] = int(parse_qs(parts.query)["virtual_host"][0].lstrip("/"))
+        options = {name: value for name, value in options.items() if name not in _OWN_OPTIONS} | _driver_options()
+        connection_class = _deadline_class(base)
+        connection_class(**options)
+    except (driver.RedisError, ValueError, TypeError) as error:
+        raise SettingsError(f"aicache_url: redis-py cannot use it ({type(error).__name__})") from None
+    return connection_class, options
+
+
+def _driver_options() -> dict[str, Any]:
+    return {
+        "protocol": 2,  # RESP3 connections skip the check that finds another call's reply, and may receive pushes
+        "decode_responses": False,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+    }
+
+
+@functools.cache
+def _deadline_class(base: Any) -> Any:
+    """Return *base* with one deadline over connecting, the handshake and each operation."""
+
+    class DeadlineConnection(base):  # type: ignore[misc]
+        deadline = 0.0
+        wire: DeadlineSocket
+
+        def _connect(self) -> DeadlineSocket:
+            self.wire = DeadlineSocket(super()._connect(), self.deadline)
+            return self.wire
+
+        def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+            # Two round trips of a new connection that tell the server a library's name.
+            self.driver_info = self.lib_name = self.lib_version = None
+            super().on_connect_check_health(*args, **kwargs)
+
+        @property
+        def socket_timeout(self) -> float:
+            return max(self.deadline - time.perf_counter(), 0.001)
+
+        @socket_timeout.setter
+        def socket_timeout(self, _: float | None) -> None: ...
+
+        @property
+        def socket_connect_timeout(self) -> float:
+            return self.socket_timeout
+
+        @socket_connect_timeout.setter
+        def socket_connect_timeout(self, _: float | None) -> None: ...
+
+    return DeadlineConnection
+
+
+@functools.cache
+def _script(name: str) -> tuple[bytes, bytes]:
+    """Return SHA-1 in hex and source of a script in ``lua/``."""
+    source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
+    return hashlib.sha1(source, usedforsecurity=False).hexdigest().encode(), source
+
+
+def _px(ttl_ms: int) -> tuple[bytes, ...]:
+    return (b"PX", b"%d" % ttl_ms) if ttl_ms else ()
+
+
+def _pack(*parts: str | bytes) -> bytes:
+    """Return a command in RESP.
+
+    >>> _pack(b"UNLINK", "k")
+    b'*2\\r\\n$6\\r\\nUNLINK\\r\\n$1\\r\\nk\\r\\n'
+    """
+    encoded = [part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts]
+    return b"*%d\r\n" % len(encoded) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in encoded])
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except driver.ResponseError as error:
+        return error
+
+
+def _accept(reply: Any) -> Any:
+    """Return *reply*, or raise what it says."""
+    if isinstance(reply, driver.ResponseError):
+        raise _store_error(reply) from None
+    return reply
+
+
+def _store_error(error: BaseException) -> StoreError:
+    """Return the `StoreError` for what redis-py raised. Its text is not kept: it may quote a command."""
+    prefix = _prefix(error)
+    detail = f"{type(error).__name__} {prefix}".rstrip()
+    if prefix in _REFUSES_WRITES:
+        return StoreRefused(detail, writes=True)
+    if isinstance(error, driver.ResponseError) and prefix not in _ANSWERS_NOBODY:
+        return StoreRefused(detail, writes=False)
+    return StoreUnavailable(detail, answered=_is_answer(error))
+
+
+def _prefix(error: BaseException) -> str:
+    """Return the server's error prefix, such as ``OOM``; "" if there is none that is known."""
+    if not isinstance(error, driver.RedisError):
+        return ""
+    said = getattr(error, "status_code", None) or _PREFIX_OF_CLASS.get(type(error).__name__)
+    found = _PREFIX.search(f"{said}" if said and said != "ERR" else str(error))
+    return found[1] if found else ""
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Return whether a server answered, in its way."""
+    answers = (driver.ResponseError, driver.AuthenticationError, driver.BusyLoadingError, driver.InvalidResponse)
+    return isinstance(error, answers) or "max number of clients" in str(error)
