@@ -9,6 +9,7 @@ AICacheError
 ├── MissingExtraError        an optional package is needed; names the extra to install
 ├── PayloadError             stored bytes cannot be used
 │   ├── CorruptPayload       damaged, swapped or hostile bytes: removed
+│   │   └── ForeignPayload   a sound frame of another key
 │   └── UnknownPayload       made by another version or with another key: left alone
 ├── NotStorable              a result that is not stored (``reason`` says why)
 └── StoreError               the store refused or went away (``reason``, ``scope``, ``detail``)
@@ -75,6 +76,10 @@ class PayloadError(AICacheError):
 
 class CorruptPayload(PayloadError):  # noqa: N818 - read as a noun in handlers
     """Damaged, swapped or hostile bytes: the entry is removed and counted."""
+
+
+class ForeignPayload(CorruptPayload):
+    """A sound frame of another key: the reply to another call, or swapped in the store."""
 
 
 class UnknownPayload(PayloadError):  # noqa: N818 - read as a noun in handlers
