@@ -1,0 +1,168 @@
+"""
+The way into this checkout's environments, with nothing but Python and its pip.
+
+In: the name of a lock in requirements/ and arguments for Python.   Out: this process becomes that environment's Python.
+
+An environment is a venv in `.env-<name>-<version>`, made by the first run and again whenever its marker, a digest of
+all that it was made from, no longer fits. It holds exactly what the lock names, by hash, from wheels only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKER = "made-from"
+FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_CONSTRAINT")
+CAUSES = (
+    (r"No matching distribution found for (\S+)", "no wheel of {0} for {platform}"),
+    (r"DO NOT MATCH THE HASHES", "a downloaded package is not the one that the lock names; nothing was installed"),
+    (r"No space left on device", "the disk is full"),
+    (r"ensurepip is not available", "this Python cannot make environments; on Debian: apt install python3-venv"),
+    (r"NewConnectionError|NameResolutionError|Retrying \(", "the package index cannot be reached"),
+)
+
+
+class Failure(Exception):  # noqa: N818 - names an event
+    """One line that says what went wrong and what to do about it."""
+
+
+def enter(name: str, *arguments: str) -> NoReturn:
+    """Become the Python of environment *name*, in the checkout's folder. Does not return."""
+    folder, environ = ready(name)
+    python = str(folder / "python")
+    os.chdir(ROOT)
+    os.execve(python, [python, *arguments], environ)
+
+
+def ready(name: str) -> tuple[Path, dict[str, str]]:
+    """Make environment *name* if it must be; return its folder of commands and the variables to run them with."""
+    place = _place(name)
+    environ = {variable: value for variable, value in os.environ.items() if variable not in FOREIGN}
+    try:
+        _make(name, place, environ)
+    except Failure as failure:
+        sys.exit(f"{_command()}: {failure}")
+    except KeyboardInterrupt:
+        _say(f"\n{_command()}: stopped before the environment was complete; the same command starts over\n")
+        sys.exit(130)
+    except PermissionError as error:
+        sys.exit(f"{_command()}: {error.filename} cannot be written; run it in a clone that belongs to you")
+    folder = place / "bin"
+    path = f"{folder}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    return folder, environ | {"VIRTUAL_ENV": str(place), "PATH": path}
+
+
+def _command() -> str:
+    return f"scripts/{Path(sys.argv[0]).name}"
+
+
+def _place(name: str) -> Path:
+    """Return the folder of the environment: in the checkout, or one per checkout in ``$AICACHE_ENV_DIR``."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if parent := os.environ.get("AICACHE_ENV_DIR"):
+        return Path(parent).resolve() / f"env-{name}-{version}-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
+    return ROOT / f".env-{name}-{version}"
+
+
+def _make(name: str, place: Path, environ: dict[str, str]) -> None:
+    lock = ROOT / "requirements" / f"{name}.lock"
+    wanted = _digest(lock, place)
+    if _found(place) == wanted:
+        return
+    with _alone():
+        if _found(place) == wanted:
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        _install(lock, place, _pip_environ(environ))
+        (place / MARKER).write_text(wanted)
+
+
+def _digest(lock: Path, place: Path) -> str:
+    """Digest of what an environment is made from; other tools' settings in pyproject.toml do not count."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    built = [project["build-system"], project["project"], project["tool"]["setuptools"]]
+    return hashlib.sha256(repr([sys.version, str(place), built, lock.read_text()]).encode()).hexdigest()
+
+
+def _found(place: Path) -> str:
+    try:
+        return (place / MARKER).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One installation at a time per checkout; the lock goes with the last process that has it."""
+    folder = os.open(ROOT, os.O_RDONLY)
+    os.set_inheritable(folder, True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("waiting for another command that is installing in this checkout\n")
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _pip_environ(environ: dict[str, str]) -> dict[str, str]:
+    """pip asks nothing, and downloads are kept in the checkout: HOME may be empty, read-only or another's."""
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    return {**environ, **quiet, "XDG_CACHE_HOME": str(ROOT / ".cache")}  # ensurepip drops all PIP_ variables
+
+
+def _install(lock: Path, place: Path, environ: dict[str, str]) -> None:
+    packages = sum("==" in line for line in lock.read_text().splitlines())
+    began = time.monotonic()
+    _say(f"installing up to {packages} packages into {place.name} (once) ... ")
+    pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--no-deps"]
+    _run([sys.executable, "-m", "venv", str(place)], place, environ)
+    _run([*pip, "--require-hashes", "--only-binary=:all:", "-r", str(lock)], place, environ)
+    _run([*pip, "--no-build-isolation", "--no-index", "-e", str(ROOT)], place, environ)
+    _say(f"{time.monotonic() - began:.0f} s\n")
+
+
+def _run(command: list[str], place: Path, environ: dict[str, str]) -> None:
+    log = place / "install.log"
+    with log.open("ab") as output:
+        # The lock's descriptor goes to the child: if we are killed, the next command waits for the child.
+        done = subprocess.run(
+            command, env=environ, cwd=place, check=False, close_fds=False, stdin=DEVNULL, stdout=output, stderr=output
+        )
+    if done.returncode == 0:
+        return
+    _say("failed\n")
+    raise Failure(f"{_cause(log.read_text(errors='replace'))} (all of it: {log})")
+
+
+def _cause(log: str) -> str:
+    system = os.uname()
+    platform = f"{system.sysname} {system.machine}, Python {sys.version_info.major}.{sys.version_info.minor}"
+    for pattern, cause in CAUSES:
+        if found := re.search(pattern, log):
+            return cause.format(*found.groups(), platform=platform)
+    return "the installation failed"
+
+
+def _say(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)

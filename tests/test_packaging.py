@@ -1,0 +1,134 @@
+"""What a clone needs and what a wheel holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+COMMANDS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
+
+extras = PROJECT["project"]["optional-dependencies"]
+groups = PROJECT["dependency-groups"]
+SHIPPED = [*PROJECT["project"]["dependencies"], *extras["demo"], *extras["extractive"], *groups["build"]]
+DIRECT = {
+    "demo": SHIPPED,
+    "lowest": [*SHIPPED, *groups["test"]],
+    "test": [*SHIPPED, *groups["test"], *groups["lint"]],
+}
+
+
+def pins(lock: Path) -> dict[str, set[str]]:
+    """Return the versions that *lock* pins for each name (more than one where a marker tells them apart)."""
+    found: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", lock.read_text(), re.MULTILINE):
+        found.setdefault(canonicalize_name(name), set()).add(version)
+    return found
+
+
+def test_there_is_a_lock_for_the_demo_the_tests_and_the_lowest_versions() -> None:
+    assert [lock.stem for lock in LOCKS] == sorted(DIRECT)
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_a_lock_names_no_address_no_path_and_no_index_option(lock: Path) -> None:
+    assert re.findall(r".*(?:://| @ |^-|^\s*\.?/).*", lock.read_text(), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_every_pin_of_a_lock_has_a_hash(lock: Path) -> None:
+    entries = re.split(r"\n(?=\S)", lock.read_text().strip())
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_a_lock_fits_what_the_project_asks_for(lock: Path) -> None:
+    wanted = [Requirement(text) for text in DIRECT[lock.stem] if not text.startswith("aicache-tasks")]
+    pinned = pins(lock)
+    unfit = [
+        str(want)
+        for want in wanted
+        if not all(want.specifier.contains(version) for version in pinned.get(canonicalize_name(want.name), {"0"}))
+    ]
+    assert unfit == []
+
+
+def test_the_demo_runs_the_versions_that_are_tested() -> None:
+    demo, test = pins(ROOT / "requirements/demo.lock"), pins(ROOT / "requirements/test.lock")
+    assert {name: versions for name, versions in demo.items() if test.get(name) != versions} == {}
+
+
+def test_the_lowest_lock_pins_the_floors_of_the_dependencies() -> None:
+    lowest = pins(ROOT / "requirements/lowest.lock")
+    floors = {want.name: want.specifier for want in map(Requirement, PROJECT["project"]["dependencies"])}
+    floor_of = {name: next(s.version for s in specifier if s.operator == ">=") for name, specifier in floors.items()}
+    too_high = {
+        name: lowest[name] for name, floor in floor_of.items() if not any(v.startswith(floor) for v in lowest[name])
+    }
+    assert too_high == {}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_command_can_be_run_as_it_is(command: Path) -> None:
+    assert os.access(command, os.X_OK)
+    assert command.read_text().startswith("#!/usr/bin/env python3\n")
+
+
+def test_the_wheel_holds_the_typing_marker_the_scripts_and_the_articles(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("aicache_tasks", "workers"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (path for path in ROOT.iterdir() if path.suffix in {".toml", ".md"}):
+        shutil.copy(path, copy)
+    build = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = set(zipfile.ZipFile(tmp_path / done.stdout.split()[-1]).namelist())
+    wanted = {
+        str(path.relative_to(ROOT))
+        for name in ("aicache_tasks", "workers")
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and path.suffix in {".py", ".lua", ".txt", ".typed"}
+    }
+    assert "aicache_tasks/py.typed" in wanted
+    assert wanted - names == set()
+    assert {name for name in names if name.startswith(("tests/", "benchmarks/", "scripts/"))} == set()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A checkout whose lock names a package that no index has."""
+    (tmp_path / "requirements").mkdir()
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    lock = tmp_path / "requirements" / "test.lock"
+    lock.write_text(f"not-a-wheel==1.0 \\\n    --hash=sha256:{'0' * 64}\n")
+    return tmp_path
+
+
+def test_a_wheel_that_is_missing_gives_one_line_and_the_next_run_starts_over(clone: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "HOME": str(clone / "empty")}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, clone / "scripts/test"], env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        progress, line = done.stderr.splitlines()
+        assert progress.startswith("installing up to 1 packages into .env-test-")
+        assert line.startswith("scripts/test: no wheel of not-a-wheel==1.0 for ")
+    assert not (clone / "empty" / ".cache").exists()
