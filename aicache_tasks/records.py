@@ -1,7 +1,7 @@
 """
 What travels between the modules: immutable records and the absent-value sentinel.
 
-In: nothing.   Out: MISS, CacheEntry, CallInfo, Sample, EntryMeta, the status words.   Pure.
+In: nothing.   Out: MISS, CacheEntry, CallInfo, Sample, SampleSink, EntryMeta, the status words.   Pure.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 Step = Literal["key", "get", "decode", "compute", "compress", "set", "memory", "invalidate"]
 CallStatus = Literal["hit", "stale", "miss", "refresh", "bypass", "joined", "error", "disabled"]
@@ -52,6 +52,13 @@ class Sample(NamedTuple):
     raw_bytes: int = 0
     stored_bytes: int = 0
     extra: Mapping[str, Any] = NO_EXTRA
+
+
+class SampleSink(Protocol):
+    """What takes samples; `CachePerformanceMonitor` is one."""
+
+    def record(self, sample: Sample) -> None:
+        """Take *sample*. O(1); raises nothing."""
 
 
 class EntryMeta(NamedTuple):
