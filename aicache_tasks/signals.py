@@ -22,7 +22,7 @@ Handler = Callable[[int, Any], Any]
 # `signal.getsignal` looks its answer up in an enum: 2 µs against 20 ns.
 _getsignal: Callable[[int], Any] = getattr(importlib.import_module("_signal"), "getsignal", signal.getsignal)
 
-SOFT_LIMIT_SIGNAL: Final[int] = getattr(signal, "SIGUSR1", 0)
+SOFT_LIMIT_SIGNAL: Final[int] = signal.SIGUSR1
 """What billiard sends to a child whose task is over its soft limit."""
 
 

@@ -57,6 +57,7 @@ class StoreInfo(NamedTuple):
     """What a server says about itself."""
 
     version: str
+    keys: int
     memory_used_bytes: int
     connected_clients: int
     eviction_policy: str

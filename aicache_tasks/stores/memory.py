@@ -97,7 +97,7 @@ class MemoryStore:
         """See `Store.info`."""
         with self._at_work():
             used_bytes = sum(len(key) + len(value) for key, (value, _) in self._held.items())
-            return StoreInfo(version="memory", memory_used_bytes=used_bytes, connected_clients=1, eviction_policy="")
+            return StoreInfo("memory", len(self._held), used_bytes, connected_clients=1, eviction_policy="")
 
     def close(self) -> None:
         """See `Store.close`: there is nothing to drop."""

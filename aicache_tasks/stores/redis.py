@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
 import redis.connection
@@ -97,12 +97,16 @@ class RedisStore:
         """See `Store.ensure`: SET NX for each and one MGET, in one round trip; each reply is judged by itself."""
         sets = [_pack(b"SET", k, v, b"NX", *_px(ttl)) for k, v, ttl in zip(keys, values, ttl_ms, strict=True)]
         replies = self._ask(b"".join([*sets, _pack(b"MGET", *keys)]), len(sets) + 1, budget)
-        tokens: list[bytes | None] = _accept(replies[-1])
-        if None in tokens:
+        held: list[bytes | None] = _accept(replies[-1])
+        if None in held:
             for reply in replies:
                 _accept(reply)
-            raise StoreRefused("token of a wrong type", writes=False)
-        return [token for token in tokens if token is not None]
+            wanted = zip(keys, values, ttl_ms, held, strict=True)
+            self.replace([(k, v, ttl) for k, v, ttl, now in wanted if now is None], budget)  # of another type
+            held = self.read(keys, budget)
+        if None in held:
+            raise StoreRefused("tokens do not stay", writes=False)
+        return cast("list[bytes]", held)
 
     def publish(
         self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
@@ -141,10 +145,11 @@ class RedisStore:
 
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
-        text: bytes = _accept(self._ask(_pack(b"INFO"), 1, budget)[0])
+        text, keys = map(_accept, self._ask(_pack(b"INFO") + _pack(b"DBSIZE"), 2, budget))
         said = dict(line.split(":", 1) for line in text.decode("utf-8", "replace").splitlines() if ":" in line)
         return StoreInfo(
             version=said.get("valkey_version") or said.get("redis_version", ""),
+            keys=int(keys),
             memory_used_bytes=int(said.get("used_memory", 0)),
             connected_clients=int(said.get("connected_clients", 0)),
             eviction_policy=said.get("maxmemory_policy", ""),

