@@ -189,6 +189,11 @@ class CacheKeyGenerator:
         """Return the key of a tag's token in *bucket*; *tag_id* is from `tag_id` or from a frame."""
         return f"{self._tags[bucket]}t:tag:{tag_id.hex()}"
 
+    def code_key(self, operation: str, version: str | int | None) -> str:
+        """Return the key under which the body's fingerprint of an operation's version lies."""
+        said = hashlib.sha256(repr(version).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return f"{self._tags[0]}c:{operation_slug(operation)}:{said}"
+
     def tag_id(self, tag: str) -> bytes:
         """Return the 16 bytes that stand for *tag*, which may be personal, in keys and frames.
 

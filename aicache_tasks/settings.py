@@ -89,7 +89,9 @@ def _url(name: str, given: Any) -> str | None:
     if given is None or given == "":
         return None
     if not isinstance(given, str) or urlsplit(given).scheme not in URL_SCHEMES:
-        raise SettingsError(f"{name}: must be a URL that starts with one of {', '.join(s + '://' for s in URL_SCHEMES)}")
+        raise SettingsError(
+            f"{name}: must be a URL that starts with one of {', '.join(s + '://' for s in URL_SCHEMES)}"
+        )
     return given
 
 
@@ -127,7 +129,9 @@ def _ttls(name: str, given: Any) -> Mapping[str, float]:
 
 def _tiers(name: str, given: Any) -> Mapping[str, int]:
     if not isinstance(given, Mapping) or list(given) != list(TEXT_TIERS):
-        raise SettingsError(f"{name}: must give {', '.join(TEXT_TIERS)} in this order, each an upper limit in characters")
+        raise SettingsError(
+            f"{name}: must give {', '.join(TEXT_TIERS)} in this order, each an upper limit in characters"
+        )
     limits = [_int(1, 2**40)(f"{name}[{tier!r}]", limit) for tier, limit in given.items()]
     if sorted(set(limits)) != limits:
         raise SettingsError(f"{name}: the limits must rise")
@@ -161,25 +165,37 @@ class Settings:
         SettingsError: from `from_mapping` only; the constructor takes values that are already checked.
     """
 
-    url: str | None = _setting(None, _url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required.")
+    url: str | None = _setting(
+        None, _url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required."
+    )
     share_backend: bool = _setting(False, _bool, "Use the result backend's server when `aicache_url` is not set.")
-    namespace: str = _setting("aicache", _namespace, "Start of every key; one per application that must not share answers.")
+    namespace: str = _setting(
+        "aicache", _namespace, "Start of every key; one per application that must not share answers."
+    )
     secret: bytes | None = _setting(
-        None, _secret, "16 to 64 bytes that key the digests, so that a dump of the server does not confirm a guessed prompt."
+        None,
+        _secret,
+        "16 to 64 bytes that key the digests, so that a dump of the server does not confirm a guessed prompt.",
     )
     hash: str = _setting("sha256", _hash, "Digest of the keys: any name hashlib knows, 128 bits or more.")
     disabled: bool = _setting(False, _bool, "Switch the cache off: every call runs its body.")
     eager: bool = _setting(False, _bool, "Use the cache under `task_always_eager` too.")
     strict: bool = _setting(False, _bool, "Raise our own bugs instead of counting them; for tests.")
 
-    ttl: float = _setting(DEFAULT_TTL_S, _duration, "How long an answer lives when its policy and `aicache_ttls` do not say.")
+    ttl: float = _setting(
+        DEFAULT_TTL_S, _duration, "How long an answer lives when its policy and `aicache_ttls` do not say."
+    )
     ttls: Mapping[str, float] = _mapping_setting(OPERATION_TTLS_S, _ttls, "Lifetime by operation.")
     jitter: float = _setting(0.0, _float(0.0, 0.5), "Shorten each lifetime by a random part up to this fraction.")
 
     compression: str = _setting("zstd", _choice("zstd", "zlib", "none"), "How bodies are compressed.")
     compression_level: int | None = _setting(None, _level, "Level; by default 3 for zstd and 6 for zlib.")
-    compression_threshold_bytes: int = _setting(1000, _int(0, 2**31), "Bodies of up to this size are stored as they are.")
-    max_entry_bytes: int = _setting(16 * 2**20, _int(64, 2**31 - 1), "Larger answers are not stored, larger entries not read.")
+    compression_threshold_bytes: int = _setting(
+        1000, _int(0, 2**31), "Bodies of up to this size are stored as they are."
+    )
+    max_entry_bytes: int = _setting(
+        16 * 2**20, _int(64, 2**31 - 1), "Larger answers are not stored, larger entries not read."
+    )
 
     budget_ms: float = _setting(50.0, _float(1.0, 60_000.0), "Store time that one task call may spend in all.")
     connect_ms: float = _setting(250.0, _float(1.0, 60_000.0), "Time for a process's first connection.")
@@ -188,10 +204,16 @@ class Settings:
 
     l1_entries: int = _setting(0, _int(0, 10_000_000), "Entries that each process keeps in memory; 0 is off.")
     l1_bytes: int = _setting(64 * 2**20, _int(0, 2**40), "Bytes that each process keeps in memory.")
-    l1_tiers: tuple[str, ...] = _setting(("small", "medium", "large", "xlarge"), _tier_names, "Text tiers kept in memory.")
+    l1_tiers: tuple[str, ...] = _setting(
+        ("small", "medium", "large", "xlarge"), _tier_names, "Text tiers kept in memory."
+    )
 
-    text_tiers: Mapping[str, int] = _mapping_setting(TEXT_TIERS, _tiers, "Upper limits of the text tiers, in characters.")
-    text_hash_threshold: int = _setting(1000, _int(1, 2**31), "Texts longer than this are of size class `large` in key timings.")
+    text_tiers: Mapping[str, int] = _mapping_setting(
+        TEXT_TIERS, _tiers, "Upper limits of the text tiers, in characters."
+    )
+    text_hash_threshold: int = _setting(
+        1000, _int(1, 2**31), "Texts longer than this are of size class `large` in key timings."
+    )
     retention_s: float = _setting(3600.0, _duration, "How long timings stay in a process's arrays.")
     max_measurements: int = _setting(1000, _int(1, 10_000_000), "The newest timings kept in each array.")
     memory_warning_bytes: int = _setting(50 * 2**20, _int(1, 2**50), "Cache size from which a warning is given.")
@@ -221,6 +243,11 @@ class Settings:
             raise SettingsError(_unknown(unknown[0], known))
         found |= _from_environ(known, environ or {})
         return cls(**{n: known[n].metadata["check"](PREFIX + n, v) for n, v in found.items() if v is not None})
+
+    def updated(self, given: Mapping[str, Any]) -> Settings:
+        """Return a copy with *given* (``aicache_*`` names) checked and put in; raises as `from_mapping` does."""
+        fresh = Settings.from_mapping(given)
+        return replace(self, **{name[len(PREFIX) :]: getattr(fresh, name[len(PREFIX) :]) for name in given})
 
     def require_url(self, backend_url: str | None = None) -> str:
         """Return the URL of the cache's server.

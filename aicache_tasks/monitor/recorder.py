@@ -157,29 +157,29 @@ class CachePerformanceMonitor:
 
     def record_memory_usage(
         self,
-        memory_cache_size_bytes: int = 0,
-        memory_cache_entry_count: int = 0,
-        redis_size_bytes: int = 0,
-        redis_entry_count: int = 0,
         *,
+        memory_cache_bytes: int = 0,
+        memory_cache_entries: int = 0,
+        redis_bytes: int = 0,
+        redis_entries: int = 0,
         memory_cache_entry_limit: int = 0,
         additional_data: Mapping[str, Any] | None = None,
     ) -> MemoryUsageMetric:
         """Take one measurement of the cache's size and return it; the process's own memory is read here.
 
         Args:
-            memory_cache_size_bytes: what this process's memory cache holds.
-            memory_cache_entry_count: how many entries it holds.
-            redis_size_bytes: what the cache's entries take in Redis (not the whole server: other data may live there).
-            redis_entry_count: how many entries that is.
+            memory_cache_bytes: what this process's memory cache holds.
+            memory_cache_entries: how many entries it holds.
+            redis_bytes: what the cache's entries take in Redis (not the whole server: other data may live there).
+            redis_entries: how many entries that is.
             memory_cache_entry_limit: the most entries that the memory cache may hold; 0 is not known.
             additional_data: kept with the measurement.
         """
         limit = {"memory_cache_entry_limit": memory_cache_entry_limit} if memory_cache_entry_limit else {}
         sample = samples.memory_sample(
             self._clock(),
-            (memory_cache_size_bytes, memory_cache_entry_count),
-            (redis_size_bytes, redis_entry_count),
+            (memory_cache_bytes, memory_cache_entries),
+            (redis_bytes, redis_entries),
             self.memory_warning_threshold_bytes,
             limit | dict(additional_data or {}),
         )

@@ -1,0 +1,471 @@
+"""
+`AIResponseCache`: the order of the steps.
+
+In: text, operation, options, question.   Out: a stored answer, or None. Works with no Celery app.
+
+Look-up, publish and invalidation each have a file of their own; this one binds them to an identity: it turns a call
+into a `Call` with the help of the policy that is registered for the operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aicache_tasks.call import Call, Rules
+from aicache_tasks.codec import Codec
+from aicache_tasks.errors import StoreError
+from aicache_tasks.invalidation import ADMIN_BUDGET_S, Invalidator
+from aicache_tasks.keys import CacheKeyGenerator
+from aicache_tasks.local import LocalCache
+from aicache_tasks.lookup import Hit, Lookup
+from aicache_tasks.monitor import CachePerformanceMonitor
+from aicache_tasks.parts import InternalErrors, Parts
+from aicache_tasks.policy import NO_DIRECTIVES, CachePolicy, Directives, PolicyRegistry
+from aicache_tasks.publish import Publisher
+from aicache_tasks.records import MISS, CacheEntry, Miss, Sample
+from aicache_tasks.settings import Settings
+from aicache_tasks.stores import open_store
+from aicache_tasks.stores.base import Budget, Store
+from aicache_tasks.stores.guard import Breaker, Guard
+
+_NO_POLICY = CachePolicy()
+_MAX_NAMES_SEEN = 10_000
+
+
+class AIResponseCache:
+    """A compressed, timed cache of AI answers on Redis or Valkey.
+
+    Neither look-ups nor stores raise for the server: a server that is down is a miss and an answer that is not kept.
+
+    Args:
+        redis_url: server of the cache; None takes the one in *settings*.
+        default_ttl: seconds that an answer lives if neither a policy nor *operation_ttls* says.
+        text_hash_threshold: characters from which a text is of size class ``large`` in key timings.
+        hash_algorithm: name of a digest that hashlib knows.
+        compression_threshold: bytes up to which bodies are stored as they are.
+        compression_level: of zstd or zlib; None is their usual one.
+        text_size_tiers: upper limits in characters, ``{"small": 500, "medium": 5000, "large": 50000}``.
+        memory_cache_size: entries kept in this process's memory; 0 is off.
+        performance_monitor: takes the timings; one is made if None.
+        operation_ttls: seconds by operation.
+        store: a store instead of *redis_url*.
+        settings: everything else; the arguments above win over it.
+        policies: registry of the operations' policies.
+
+    Raises:
+        SettingsError: a value is not allowed, or there is no server.
+    """
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        default_ttl: float | None = None,
+        text_hash_threshold: int | None = None,
+        hash_algorithm: str | None = None,
+        compression_threshold: int | None = None,
+        compression_level: int | None = None,
+        text_size_tiers: Mapping[str, int] | None = None,
+        memory_cache_size: int | None = None,
+        performance_monitor: CachePerformanceMonitor | None = None,
+        *,
+        operation_ttls: Mapping[str, float] | None = None,
+        store: Store | None = None,
+        settings: Settings | None = None,
+        policies: PolicyRegistry | None = None,
+    ) -> None:
+        given = {
+            "aicache_url": redis_url,
+            "aicache_ttl": default_ttl,
+            "aicache_text_hash_threshold": text_hash_threshold,
+            "aicache_hash": hash_algorithm,
+            "aicache_compression_threshold_bytes": compression_threshold,
+            "aicache_compression_level": compression_level,
+            "aicache_text_tiers": text_size_tiers,
+            "aicache_l1_entries": memory_cache_size,
+            "aicache_ttls": operation_ttls,
+        }
+        self.settings = (settings or Settings()).updated({k: v for k, v in given.items() if v is not None})
+        self.policies = policies or PolicyRegistry()
+        self.parts = _parts(self.settings, store, performance_monitor)
+        self.monitor, self.keys = self.parts.monitor, self.parts.keys
+        self._lookup, self._publisher = Lookup(self.parts), Publisher(self.parts)
+        self._invalidator = Invalidator(self.parts, self._longest_ttl_s)
+        self._operations: set[str] = set()
+        self._tags: set[str] = set()
+
+    # The two steps that tasks use.
+
+    def find(self, call: Call, *, quiet: bool = False) -> Hit | Miss:
+        """Look for the answer of *call*; its status, reason and tokens are then set. A *quiet* look is not timed."""
+        try:
+            return self._lookup.find(call, quiet=quiet)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not fail a task
+            self.parts.errors.caught(error, "lookup")
+            call.status, call.reason = "error", "internal_error"
+            return MISS
+
+    def publish(self, call: Call, value: Any) -> None:
+        """Store *value* as the answer of *call*, if the rules allow."""
+        try:
+            self._publisher.publish(call, value)
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or of store_if, must not fail a task
+            self.parts.errors.caught(error, "publish")
+            call.set_status, call.set_reason = "failed", "internal_error"
+
+    def skip(self, call: Call, reason: str) -> None:
+        """Note that the answer of *call* was not stored."""
+        self._publisher.skip(call, reason)
+
+    def computed(self, call: Call, duration_ns: int) -> None:
+        """Note what the body of *call* took."""
+        call.compute_ns = duration_ns
+        self.monitor.record(call.sample(self.parts.now_ms() / 1000, "compute", call.status, call.reason, duration_ns))
+
+    def bypassed(self, operation: str, error: Exception | None = None) -> None:
+        """Count a call that went past the cache: it was asked to, or *error* says why it cannot be keyed."""
+        if error is not None:
+            self.parts.errors.bypassed(operation, error)
+        self.monitor.record(Sample(self.parts.now_ms() / 1000, operation, "get", "bypass", "", 0))
+
+    def rules(self, operation: str, policy: CachePolicy) -> Rules:
+        """Return what *policy* and the settings say about storing answers of *operation*."""
+        settings, ttl_s = self.settings, policy.ttl_s
+        return Rules(
+            settings.ttls.get(operation, settings.ttl) if ttl_s is None else ttl_s,
+            settings.jitter if policy.jitter is None else policy.jitter,
+            policy.store_if,
+            policy.validate,
+            policy.local,
+        )
+
+    # The façade.
+
+    def generate_cache_key(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None = None,
+        question: str | None = None,
+        *,
+        version: str | int | None = None,
+        tenant: str | None = None,
+        vary: Any = None,
+    ) -> str:
+        """Return the whole Redis key of a call; raises `KeyEncodingError` as `CacheKeyGenerator` does."""
+        policy = self.policies.find(operation) or _NO_POLICY
+        options = self.policies.filled(operation, options)
+        identity = self._identity(policy, text, options, question, version, tenant, vary)
+        return self.keys.generate_cache_key(text, operation, options, question, **identity)
+
+    def get_cached_response(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None = None,
+        question: str | None = None,
+        *,
+        version: str | int | None = None,
+        tenant: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> Any:
+        """Return the stored answer, None if there is none. `lookup` tells a stored None from none."""
+        call = self._call(text, operation, options, question, version, tenant, tags)
+        hit = MISS if call is None else self.find(call)
+        return None if hit is MISS else hit.value
+
+    def lookup(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None = None,
+        question: str | None = None,
+        *,
+        version: str | int | None = None,
+        tenant: str | None = None,
+        tags: Sequence[str] | None = None,
+        max_age: float | None = None,
+    ) -> CacheEntry | Miss:
+        """Return the entry, or MISS; *max_age* in seconds refuses older ones."""
+        call = self._call(text, operation, options, question, version, tenant, tags)
+        if call is None:
+            return MISS
+        call.directives = Directives(max_age_s=max_age, only_if_cached=True)
+        hit = self.find(call)
+        return MISS if hit is MISS else self.entry(call, hit)
+
+    def cache_response(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None,
+        response: Any,
+        question: str | None = None,
+        *,
+        version: str | int | None = None,
+        tenant: str | None = None,
+        tags: Sequence[str] | None = None,
+        ttl: float | None = None,
+    ) -> None:
+        """Store *response*; it can be read when this returns. *ttl* is in seconds."""
+        call = self._call(text, operation, options, question, version, tenant, tags)
+        if call is None:
+            return
+        call.directives = Directives(ttl_s=ttl)
+        self.store_now(call, response)
+
+    def store_now(self, call: Call, value: Any) -> None:
+        """Store *value* with no look-up before it: whatever was invalidated until now does not count."""
+        try:
+            self._lookup.prepare(call)
+        except StoreError as error:
+            call.held = error.reason
+        self.publish(call, value)
+
+    def entry(self, call: Call, hit: Hit) -> CacheEntry:
+        """Return *hit* as people see it."""
+        meta, opened = self.parts.codec.meta(hit.opened), hit.opened
+        return CacheEntry(
+            value=hit.value,
+            age_s=call.age_s,
+            ttl_s=max(opened.expires_ms - self.parts.now_ms(), 0) / 1000,
+            raw_bytes=opened.raw_bytes,
+            stored_bytes=opened.stored_bytes,
+            compute_s=meta.compute_ns / 1e9,
+            model=meta.model,
+            usage=meta.usage,
+            cost=meta.cost,
+            key=call.key.redis_key,
+            operation=call.key.operation,
+            source="memory" if call.source == "memory" else "redis",
+        )
+
+    # Invalidation.
+
+    def invalidate(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None = None,
+        question: str | None = None,
+        *,
+        version: str | int | None = None,
+        tenant: str | None = None,
+        operation_context: str = "manual",
+    ) -> bool:
+        """Take one answer out of force; return whether there was one. Raises `StoreError` if it could not be done."""
+        call = self._call(text, operation, options, question, version, tenant, None)
+        return call is not None and self._invalidator.call(call, operation_context)
+
+    def invalidate_call(self, call: Call, operation_context: str = "manual") -> bool:
+        """Take the answer of *call* out of force; return whether there was one."""
+        return self._invalidator.call(call, operation_context)
+
+    def invalidate_pattern(self, pattern: str, operation_context: str = "") -> list[str]:
+        """Take every operation and tag out of force that the shell-style *pattern* matches whole; return their names.
+
+        It is matched against registered operations and against tags that policies name or that this process has used,
+        never against Redis keys: ``q`` does not match ``qa``, ``q*`` does.
+        """
+        operations = {*self.policies.operations(), *self.settings.ttls, *self._operations}
+        return self._invalidator.pattern(pattern, operations, {*self.policies.tags(), *self._tags}, operation_context)
+
+    def invalidate_by_operation(self, operation: str, operation_context: str = "") -> None:
+        """Take every answer of *operation* out of force, in one write per bucket."""
+        self._invalidator.operation(operation, operation_context or f"operation_specific_{operation}")
+
+    def invalidate_by_tag(self, tag: str, operation_context: str = "") -> None:
+        """Take every answer that carries *tag* out of force, in one write per bucket."""
+        self._invalidator.tag(tag, operation_context or "tag")
+
+    def invalidate_all(self, operation_context: str = "manual_clear_all") -> None:
+        """Take every answer of the namespace out of force, in one write per bucket."""
+        self._invalidator.everything(operation_context)
+
+    invalidate_namespace = invalidate_all
+
+    def invalidate_memory_cache(self, operation_context: str = "memory_cache_clear") -> int:
+        """Empty this process's L1; return how many entries went."""
+        return self._invalidator.memory(operation_context)
+
+    def purge(
+        self,
+        operation: str | None = None,
+        *,
+        dry_run: bool = False,
+        keys_per_s: float = 20_000.0,
+        progress: Callable[[int], object] | None = None,
+    ) -> int:
+        """Erase entries' bytes with SCAN and UNLINK; return how many keys went, or would go with *dry_run*."""
+        return self._invalidator.purge(operation, dry_run=dry_run, keys_per_s=keys_per_s, progress=progress)
+
+    # Statistics.
+
+    def get_cache_stats(self) -> dict[str, Any]:
+        """Return what the server, L1 and the monitor say; takes one memory measurement."""
+        redis = self._server_stats()
+        local = self.parts.local
+        if redis["status"] == "connected":
+            self.monitor.record_memory_usage(
+                redis_bytes=redis["memory_used_bytes"],
+                redis_entries=redis["keys"],
+                memory_cache_bytes=local.bytes if local else 0,
+                memory_cache_entries=len(local) if local else 0,
+            )
+        limit = self.settings.l1_entries
+        entries = len(local) if local else 0
+        memory = {
+            "memory_cache_entries": entries,
+            "memory_cache_size_limit": limit,
+            "memory_cache_utilization": f"{entries}/{limit}",
+        }
+        return {"redis": redis, "memory": memory, "performance": self.monitor.get_performance_stats()}
+
+    def _server_stats(self) -> dict[str, Any]:
+        try:
+            info = self.parts.store.info(Budget(ADMIN_BUDGET_S))
+        except StoreError as error:
+            if error.reason == "redis_error":
+                return {"status": "error", "error": error.detail}
+            return {"status": "unavailable", "keys": 0}
+        return {
+            "status": "connected",
+            "keys": info.keys,
+            "memory_used": f"{info.memory_used_bytes / 2**20:.2f}M",
+            "memory_used_bytes": info.memory_used_bytes,
+            "connected_clients": info.connected_clients,
+        }
+
+    def get_cache_hit_ratio(self) -> float:
+        """Return hits per 100 look-ups that hit or missed, 0.0 before the first."""
+        return self.monitor.hit_ratio()
+
+    def get_performance_summary(self) -> dict[str, Any]:
+        """Return the few figures that people ask for first."""
+        return self.monitor.performance_summary()
+
+    def reset_performance_stats(self) -> None:
+        """Forget every timing and counter of this process."""
+        self.monitor.reset_stats()
+
+    def close(self) -> None:
+        """Drop this process's connections."""
+        self.parts.store.close()
+
+    # From an identity to a call.
+
+    def _call(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None,
+        question: str | None,
+        version: str | int | None,
+        tenant: str | None,
+        tags: Sequence[str] | None,
+    ) -> Call | None:
+        """Return the call, or None if its arguments cannot be keyed: then it has no entry."""
+        policy = self.policies.find(operation) or _NO_POLICY
+        try:
+            options = self.policies.filled(operation, options)
+            identity = self._identity(policy, text, options, question, version, tenant, None)
+            key = self.keys.key(text, operation, options, question, **identity)
+            names = self._tags_of(policy, tags, text, options, question)
+        except (TypeError, ValueError) as error:
+            self.bypassed(operation, error)
+            return None
+        self.used(operation, names)
+        return Call(key, names, self.rules(operation, policy), self.parts.budget(), NO_DIRECTIVES)
+
+    def used(self, operation: str, tags: Iterable[str]) -> None:
+        """Remember names for `invalidate_pattern`, up to a bound."""
+        for names, name in ((self._operations, operation), *((self._tags, tag) for tag in tags)):
+            if len(names) < _MAX_NAMES_SEEN:
+                names.add(name)
+
+    def _identity(
+        self,
+        policy: CachePolicy,
+        text: Any,
+        options: Mapping[str, Any] | None,
+        question: str | None,
+        version: str | int | None,
+        tenant: str | None,
+        vary: Any,
+    ) -> dict[str, Any]:
+        """Fill what the caller left out from the operation's policy."""
+        arguments = _arguments(policy, text, options, question)
+        return {
+            "version": policy.version if version is None else version,
+            "tenant": policy.tenant_of(arguments) if tenant is None else tenant,
+            "vary": policy.vary_of(arguments) if vary is None else vary,
+        }
+
+    def _tags_of(
+        self,
+        policy: CachePolicy,
+        tags: Sequence[str] | None,
+        text: Any,
+        options: Mapping[str, Any] | None,
+        question: str | None,
+    ) -> tuple[str, ...]:
+        if tags is not None:
+            return CachePolicy(tags=lambda: tags).tags_of({})
+        return policy.tags_of(_arguments(policy, text, options, question)) if policy.tags else ()
+
+    def _longest_ttl_s(self, operation: str | None) -> float:
+        policies = [self.policies.find(op) for op in self.policies.operations() if operation in (None, op)]
+        own = [policy.ttl_s for policy in policies if policy is not None and policy.ttl_s is not None]
+        table = self.settings.ttls
+        by_table = table.values() if operation is None else [table.get(operation, self.settings.ttl)]
+        return max(self.settings.ttl, *own, *by_table)
+
+
+def _arguments(
+    policy: CachePolicy, text: Any, options: Mapping[str, Any] | None, question: str | None
+) -> dict[str, Any]:
+    arguments = {**(options or {}), policy.text_arg or "text": text}
+    return arguments if question is None else {**arguments, policy.question_arg or "question": question}
+
+
+def _parts(
+    settings: Settings,
+    store: Store | None,
+    monitor: CachePerformanceMonitor | None,
+) -> Parts:
+    monitor = monitor if monitor is not None else _monitor(settings)
+    store = store if store is not None else open_store(settings.require_url(), connect_s=settings.connect_ms / 1000)
+    return Parts(
+        settings=settings,
+        keys=CacheKeyGenerator(
+            settings.text_hash_threshold,
+            settings.hash,
+            monitor,
+            namespace=settings.namespace,
+            secret=settings.secret,
+            text_size_tiers=settings.text_tiers,
+        ),
+        codec=Codec(
+            compression=settings.compression,
+            level=settings.compression_level,
+            threshold_bytes=settings.compression_threshold_bytes,
+            max_entry_bytes=settings.max_entry_bytes,
+        ),
+        store=Guard(
+            store,
+            reads=Breaker("reads", settings.breaker_min_s, settings.breaker_max_s),
+            writes=Breaker("writes", settings.breaker_min_s, settings.breaker_max_s),
+        ),
+        local=LocalCache(settings.l1_entries, settings.l1_bytes) if settings.l1_entries else None,
+        monitor=monitor,
+        errors=InternalErrors(strict=settings.strict),
+    )
+
+
+def _monitor(settings: Settings) -> CachePerformanceMonitor:
+    return CachePerformanceMonitor(
+        settings.retention_s / 3600,
+        settings.max_measurements,
+        settings.memory_warning_bytes,
+        settings.memory_critical_bytes,
+    )

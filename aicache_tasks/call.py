@@ -1,0 +1,161 @@
+"""
+The state of one call on its way through the cache.
+
+In: the key, the policy's answers, the caller's directives.   Out: a `CallInfo` at the end.   Holds no argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from aicache_tasks.keys import CacheKey
+from aicache_tasks.policy import NO_DIRECTIVES, Directives
+from aicache_tasks.records import NO_EXTRA, CallInfo, EntryMeta, Sample
+from aicache_tasks.stores.base import NO_TOMBSTONE, Budget
+
+
+class Rules(NamedTuple):
+    """What the policy and the settings say about storing an answer of one operation."""
+
+    ttl_s: float
+    jitter: float = 0.0
+    store_if: Callable[[Any], Any] | None = None
+    validate: Callable[[Any], Any] | None = None
+    local: bool = True
+
+
+class Call:
+    """One look-up and the store that may follow it.
+
+    Args:
+        key: of the call.
+        tags: to invalidate by.
+        rules: of the operation.
+        directives: of the caller.
+        budget: the store time that it may spend.
+    """
+
+    __slots__ = (
+        "age_s",
+        "budget",
+        "compute_ns",
+        "cost",
+        "decode_ns",
+        "directives",
+        "get_ns",
+        "held",
+        "kept",
+        "key",
+        "key_ns",
+        "model",
+        "raw_bytes",
+        "reason",
+        "rules",
+        "seen",
+        "set_ns",
+        "set_reason",
+        "set_status",
+        "source",
+        "status",
+        "stored_bytes",
+        "tags",
+        "tokens",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        key: CacheKey,
+        tags: tuple[str, ...],
+        rules: Rules,
+        budget: Budget,
+        directives: Directives = NO_DIRECTIVES,
+    ) -> None:
+        self.key, self.tags, self.rules = key, tags, rules
+        self.budget, self.directives = budget, directives
+        self.tokens: tuple[bytes, ...] | None = None
+        self.seen = NO_TOMBSTONE
+        self.status, self.reason, self.source = "miss", "", ""
+        self.set_status = self.set_reason = ""
+        self.key_ns = self.get_ns = self.decode_ns = self.compute_ns = self.set_ns = 0
+        self.raw_bytes = self.stored_bytes = 0
+        self.age_s = 0.0
+        self.held = ""
+        self.kept = False
+        self.model: str | None = None
+        self.usage: dict[str, int] | None = None
+        self.cost: float | None = None
+
+    def missed(self, reason: str) -> None:
+        """Say why there is no answer; a refresh keeps its own word."""
+        self.reason = reason
+        self.status = "refresh" if self.directives.refresh else "miss"
+
+    def sample(
+        self, at_s: float, step: str, status: str, reason: str, duration_ns: int, extra: Mapping[str, Any] = NO_EXTRA
+    ) -> Sample:
+        """Return the timing of one step of this call."""
+        key = self.key
+        sizes = (self.raw_bytes, self.stored_bytes)
+        text = (key.text_length, key.text_tier)
+        return Sample(at_s, key.operation, step, status, reason, duration_ns, *text, *sizes, extra)
+
+    def meta(self) -> EntryMeta:
+        """Return what the frame will say about its body."""
+        return EntryMeta(self.model, self.usage, self.cost, self.compute_ns, self.key.text_length)
+
+    def info(self) -> CallInfo:
+        """Return how the call went."""
+        return CallInfo(
+            self.status,
+            self.reason,
+            self.key.operation,
+            self.key.redis_key,
+            self.key_ns / 1e6,
+            self.get_ns / 1e6,
+            self.compute_ns / 1e6,
+            self.set_ns / 1e6,
+            self.raw_bytes,
+            self.stored_bytes,
+            self.set_status,
+            self.set_reason,
+            self.age_s,
+            self.source,
+        )
+
+
+CURRENT: ContextVar[Call | None] = ContextVar("aicache_call", default=None)
+"""The call whose body is running, None outside of a cached body."""
+
+
+def annotate(*, model: str | None = None, usage: Mapping[str, int] | None = None, cost: float | None = None) -> None:
+    """Say in a task's body what the answer took; it is kept with the entry.
+
+    Outside of a cached body, or when nothing will be stored, this does nothing.
+
+    Args:
+        model: the model that answered, which may be a fallback.
+        usage: counts such as ``{"input_tokens": 812, "output_tokens": 96}``; repeated calls add up.
+        cost: in your currency; repeated calls add up.
+
+    Raises:
+        TypeError: *usage* is not a mapping of names to whole numbers.
+    """
+    call = CURRENT.get()
+    if call is None:
+        return
+    if usage is not None:
+        call.usage = _added(call.usage, usage)
+    if cost is not None:
+        call.cost = (call.cost or 0.0) + float(cost)
+    call.model = call.model if model is None else str(model)
+
+
+def _added(have: Mapping[str, int] | None, more: Mapping[str, int]) -> dict[str, int]:
+    for name, count in more.items():
+        if not isinstance(name, str) or isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError("annotate: usage maps names to whole numbers")
+    before = have or {}
+    return {**before, **{name: before.get(name, 0) + count for name, count in more.items()}}

@@ -1,0 +1,216 @@
+"""
+Look for an answer: L1, then one MGET of the entry and its tokens.
+
+In: a `Call`.   Out: a `Hit` or MISS, with the call's status, reason, tokens and timings set, and one `get` sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from time import perf_counter_ns
+from typing import Any, Final, NamedTuple
+
+from aicache_tasks.call import Call
+from aicache_tasks.codec import Opened, Tokens, tombstone_token
+from aicache_tasks.errors import CorruptPayload, StoreError, UnknownPayload
+from aicache_tasks.local import LocalEntry
+from aicache_tasks.parts import Parts, new_token
+from aicache_tasks.records import MISS, Miss
+
+L1_TRUST_S: Final = 1.0
+"""How long an L1 entry answers before the entry and its tokens are read again."""
+L1_GRACE_S: Final = 1.0
+"""How much longer it answers when they cannot be read."""
+
+_FROM_REDIS: Final[Mapping[str, Any]] = {"cache_tier": "redis", "populated_memory_cache": False}
+_FROM_REDIS_KEPT: Final[Mapping[str, Any]] = {"cache_tier": "redis", "populated_memory_cache": True}
+_FROM_MEMORY: Final[Mapping[str, Any]] = {"cache_tier": "memory"}
+
+
+class Hit(NamedTuple):
+    """A stored answer, freshly decoded."""
+
+    value: Any
+    opened: Opened
+    raw: bytes
+
+
+class _Rejected(Exception):  # noqa: N818 - never leaves this module
+    """An entry that may not answer; its reason."""
+
+
+class Lookup:
+    """Finds entries.
+
+    Args:
+        parts: of the cache.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def find(self, call: Call, *, quiet: bool = False) -> Hit | Miss:
+        """Return the answer of *call* or MISS. Never raises for the store. A *quiet* look is not timed."""
+        started = perf_counter_ns()
+        try:
+            hit = self._from_memory(call) or self._from_store(call)
+            extra = _FROM_MEMORY if call.source == "memory" else _FROM_REDIS_KEPT if call.kept else _FROM_REDIS
+        except StoreError as error:
+            hit = self._without_store(call, error)
+            extra = {"cache_tier": "redis_unavailable", "error": error.detail}
+        call.get_ns = perf_counter_ns() - started
+        if not quiet:
+            self._record(call, extra)
+        return hit
+
+    def prepare(self, call: Call) -> None:
+        """Fetch what a publish with no look-up before it needs: the tokens in force and the tombstone, if any."""
+        token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
+        data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
+        call.seen = (tombstone_token(data) if data is not None else None) or call.seen
+        call.tokens = self._tokens_for(call, token_keys, tokens)
+
+    def _from_memory(self, call: Call, trust_s: float = L1_TRUST_S) -> Hit | Miss:
+        local, parts = self._parts.local, self._parts
+        if local is None or not call.rules.local or call.directives.refresh:
+            return MISS
+        kept = local.get(call.key.redis_key)
+        if kept is None or parts.mono_s() - kept.verified_s > trust_s:
+            return MISS
+        try:
+            hit = self._accept(call, kept.opened, kept.raw)
+        except (_Rejected, CorruptPayload):
+            return MISS
+        call.source = "memory"
+        return hit
+
+    def _from_store(self, call: Call, *, last: bool = False) -> Hit | Miss:
+        token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
+        data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
+        try:
+            return self._judge(call, data, tokens)
+        except CorruptPayload:
+            if not last:  # damage on the way must not remove a good entry
+                self._parts.store.close()
+                return self._from_store(call, last=True)
+            reason = "corrupt"
+        except _Rejected as rejected:
+            reason = str(rejected)
+        if reason == "corrupt":
+            self._remove(call, data)
+        return self._missed(call, reason, token_keys, tokens)
+
+    def _judge(self, call: Call, data: bytes | None, tokens: Sequence[bytes | None]) -> Hit:
+        """Return the entry in *data* if it may answer.
+
+        Raises:
+            _Rejected: it may not; the reason.
+            CorruptPayload: damaged or another key's.
+        """
+        if data is None:
+            raise _Rejected("key_not_found")
+        if (buried := tombstone_token(data)) is not None:
+            call.seen = buried
+            raise _Rejected("invalidated")
+        if call.directives.refresh:
+            raise _Rejected("")
+        try:
+            opened = self._parts.codec.open(data, call.key.digest)
+        except UnknownPayload:  # a newer deployment's: not ours to remove
+            raise _Rejected("key_not_found") from None
+        if not self._in_force(call, opened.tokens, tokens):
+            raise _Rejected("invalidated")
+        hit = self._accept(call, opened, None)
+        self._keep(call, hit)
+        call.source = "redis"
+        return hit
+
+    def _accept(self, call: Call, opened: Opened, raw: bytes | None) -> Hit:
+        now_ms = self._parts.now_ms()
+        age_s = max(now_ms - opened.created_ms, 0) / 1000
+        limit = call.directives.max_age_s
+        if now_ms >= opened.expires_ms or (limit is not None and age_s > limit):
+            raise _Rejected("expired")
+        started = perf_counter_ns()
+        raw = self._parts.codec.inflate(opened) if raw is None else raw
+        value = self._parts.codec.load(raw)
+        call.decode_ns = perf_counter_ns() - started
+        if call.rules.validate is not None and not is_valid(call.rules.validate, value):
+            raise _Rejected("corrupt")
+        call.status, call.reason, call.age_s = "hit", "", age_s
+        call.raw_bytes, call.stored_bytes = opened.raw_bytes, opened.stored_bytes
+        return Hit(value, opened, raw)
+
+    def _in_force(self, call: Call, held: Tokens, tokens: Sequence[bytes | None]) -> bool:
+        """Say whether the frame's tokens are those in force."""
+        if held.namespace != tokens[0] or held.operation != tokens[1]:
+            return False
+        if not held.tags:
+            return True
+        known = dict(zip(map(self._parts.keys.tag_id, call.tags), tokens[2:], strict=True))
+        if any(tag not in known for tag, _ in held.tags):
+            known |= self._read_tags(call, [tag for tag, _ in held.tags if tag not in known])
+        return all(known.get(tag) == token for tag, token in held.tags)
+
+    def _read_tags(self, call: Call, tags: list[bytes]) -> dict[bytes, bytes | None]:
+        """Read the tokens of tags that this reader was not told of."""
+        keys = [self._parts.keys.tag_key(call.key.bucket, tag) for tag in tags]
+        return dict(zip(tags, self._parts.store.read(keys, call.budget), strict=True))
+
+    def _keep(self, call: Call, hit: Hit) -> None:
+        local = self._parts.local
+        if local is None or not call.rules.local or call.key.text_tier not in self._parts.settings.l1_tiers:
+            return
+        bare = hit.opened._replace(body=b"")
+        local.put(call.key.redis_key, LocalEntry(hit.raw, bare, self._parts.mono_s()))
+        call.kept = True
+
+    def _missed(self, call: Call, reason: str, token_keys: Sequence[str], tokens: Sequence[bytes | None]) -> Miss:
+        """Note the miss, and make the tokens that a later publish must carry."""
+        call.missed(reason)
+        if self._parts.local is not None:
+            self._parts.local.drop(call.key.redis_key)
+        if not (call.directives.no_store or call.directives.only_if_cached):
+            call.tokens = self._tokens_for(call, token_keys, tokens)
+        return MISS
+
+    def _tokens_for(
+        self, call: Call, token_keys: Sequence[str], tokens: Sequence[bytes | None]
+    ) -> tuple[bytes, ...] | None:
+        """Return the tokens in force, making those that are absent; None if the store takes no writes."""
+        if all(token is not None for token in tokens):
+            return tuple(token for token in tokens if token is not None)
+        lives = [0, 0, *[int(call.rules.ttl_s * 1000) or 1] * len(call.tags)]
+        fresh = [new_token() for _ in token_keys]
+        try:
+            return tuple(self._parts.store.ensure(token_keys, fresh, lives, call.budget))
+        except StoreError as error:
+            call.held = error.reason
+            return None
+
+    def _remove(self, call: Call, data: bytes | None) -> None:
+        try:
+            if data is not None:
+                self._parts.store.discard(call.key.redis_key, data, call.budget)
+        except StoreError as error:
+            call.held = error.reason
+
+    def _without_store(self, call: Call, error: StoreError) -> Hit | Miss:
+        hit = self._from_memory(call, L1_TRUST_S + L1_GRACE_S)
+        if hit is MISS:
+            call.status, call.reason = "error", error.reason
+        return hit
+
+    def _record(self, call: Call, extra: Mapping[str, Any]) -> None:
+        now_s, record = self._parts.now_ms() / 1000, self._parts.monitor.record
+        record(call.sample(now_s, "get", call.status, call.reason, call.get_ns, extra))
+        if call.decode_ns:
+            record(call.sample(now_s, "decode", call.status, call.reason, call.decode_ns))
+
+
+def is_valid(validate: Any, value: Any) -> bool:
+    """Ask a policy's ``validate``: False or a ValueError, TypeError or AssertionError means invalid."""
+    try:
+        return validate(value) is not False
+    except (ValueError, TypeError, AssertionError):
+        return False

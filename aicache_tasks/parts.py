@@ -1,0 +1,90 @@
+"""
+The parts that one cache is made of, and the one place where our own bugs end.
+
+In: settings and a store.   Out: `Parts`, shared by look-up, publish and invalidation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aicache_tasks.codec import Codec
+from aicache_tasks.errors import KeyEncodingError
+from aicache_tasks.keys import CacheKeyGenerator
+from aicache_tasks.local import LocalCache
+from aicache_tasks.monitor import CachePerformanceMonitor
+from aicache_tasks.settings import Settings
+from aicache_tasks.stores.base import Budget
+from aicache_tasks.stores.guard import Guard
+
+log = logging.getLogger("aicache_tasks")
+_MAX_KINDS = 1000
+
+
+def wall_ms() -> int:
+    """Return the wall clock in ms since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def new_token() -> bytes:
+    """Return 64 random bits."""
+    return os.urandom(8)
+
+
+class InternalErrors:
+    """Counts our own bugs, logs each kind once, and raises them when strict.
+
+    Args:
+        strict: raise instead of counting.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.counts: Counter[str] = Counter()
+
+    def caught(self, error: Exception, where: str) -> None:
+        """Count *error*; the log line has its class only, since its text may quote an argument."""
+        if self.strict or steers(error):
+            raise error
+        kind = f"{where}:{type(error).__name__}"
+        self.counts[kind] += 1
+        if self.counts[kind] == 1:
+            log.error("aicache.internal_error", extra={"aicache": {"where": where, "error": type(error).__name__}})
+
+    def bypassed(self, operation: str, error: Exception) -> None:
+        """Count a call that cannot be keyed; warn once for each operation and place. *error* names a path, no value."""
+        known = isinstance(error, KeyEncodingError)
+        kind = f"bypass:{operation}:{error if known else type(error).__name__}"
+        if len(self.counts) < _MAX_KINDS or kind in self.counts:
+            self.counts[kind] += 1
+        if self.counts[kind] == 1:
+            why = str(error) if known else type(error).__name__
+            log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
+
+
+def steers(error: BaseException) -> bool:
+    """Say whether *error* steers a task (Retry, Ignore, Reject, a soft time limit): never ours to keep."""
+    return any(kind.__module__.partition(".")[0] in ("celery", "billiard") for kind in type(error).__mro__)
+
+
+class Parts(NamedTuple):
+    """What look-up, publish and invalidation share."""
+
+    settings: Settings
+    keys: CacheKeyGenerator
+    codec: Codec
+    store: Guard
+    local: LocalCache | None
+    monitor: CachePerformanceMonitor
+    errors: InternalErrors
+    now_ms: Callable[[], int] = wall_ms
+    mono_s: Callable[[], float] = time.monotonic
+
+    def budget(self) -> Budget:
+        """Return a new budget for one call."""
+        return Budget(self.settings.budget_ms / 1000)

@@ -1,0 +1,53 @@
+"""
+Keep prompts and answers out of what Celery shows of a task: events, Flower, ``inspect``, logs.
+
+In: a task with a policy, or a message sent by name.   Out: the same with ``<redacted>`` where its arguments would show.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery.worker.request import Request
+
+REDACTED: Final = "<redacted>"
+REQUEST: Final = "aicache_tasks.redaction:RedactedRequest"
+
+
+class RedactedRequest(Request):
+    """A worker's request that shows no arguments, whoever sent the message."""
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        self._argsrepr = self._kwargsrepr = REDACTED
+        headers = self._request_dict  # type: ignore[attr-defined] # not in the stubs
+        headers["argsrepr"] = headers["kwargsrepr"] = REDACTED
+
+
+def redacted_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a send with the arguments' representations replaced."""
+    return {**options, "argsrepr": REDACTED, "kwargsrepr": REDACTED}
+
+
+def redact_sends(app: Any) -> None:
+    """Make ``app.send_task`` hide the arguments of tasks that have a policy, and of tasks that *app* does not know.
+
+    A producer that sends by name often has no copy of the task, so that it cannot tell whether there is a policy.
+    """
+    send = app.send_task
+    if getattr(send, "_aicache", False):
+        return
+
+    def send_task(name: str, *args: Any, **options: Any) -> Any:
+        return send(name, *args, **(redacted_options(options) if _hides(app, name) else options))
+
+    send_task._aicache = True  # type: ignore[attr-defined] # marks the wrapper, so that installing twice wraps once
+    app.send_task = send_task
+
+
+def _hides(app: Any, name: str) -> bool:
+    task = app.tasks.get(name)
+    if task is None:
+        return True
+    policy = getattr(task, "cache_policy", None)
+    return policy is not None and policy.redact

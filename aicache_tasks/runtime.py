@@ -1,0 +1,125 @@
+"""
+The composition root: one `Runtime` per process and application.
+
+In: an application's configuration and the environment.   Out: settings, policies and the cache, made when first used.
+Knows Celery only as an object with a ``conf``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Final
+
+from aicache_tasks.cache import AIResponseCache
+from aicache_tasks.policy import PolicyRegistry
+from aicache_tasks.settings import PREFIX, Settings, mask_url
+
+_RUNTIMES: Final[weakref.WeakKeyDictionary[Any, Runtime]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+class Runtime:
+    """What the tasks of one application share in this process.
+
+    Args:
+        app: the Celery application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = weakref.ref(app)
+        self.policies = PolicyRegistry()
+        self._settings: Settings | None = None
+        self._cache: AIResponseCache | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The checked settings; read from the application once.
+
+        Raises:
+            SettingsError: one of them is wrong.
+        """
+        if self._settings is None:
+            app = self._app()
+            assert app is not None, "the application is gone"
+            self._settings = _read(app)
+            _mask(app.conf)
+        return self._settings
+
+    @property
+    def cache(self) -> AIResponseCache:
+        """The cache; made at first use, with no connection yet.
+
+        Raises:
+            SettingsError: a setting is wrong, or there is no server.
+        """
+        if self._cache is None:
+            with _LOCK:
+                if self._cache is None:
+                    self._cache = AIResponseCache(settings=self.settings, policies=self.policies)
+        return self._cache
+
+    def always_eager(self) -> bool:
+        """Say whether tasks of the application run where they are called."""
+        app = self._app()
+        # The view's own look-up costs microseconds; its maps are the same answer.
+        for mapping in app.conf.maps if app is not None else ():
+            if "task_always_eager" in mapping:
+                return bool(mapping["task_always_eager"])
+        return False
+
+    def close(self) -> None:
+        """Drop this process's connections, if it has any."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def forget_inherited(self) -> None:
+        """In a forked child: the timings are the parent's, and it counts them."""
+        if self._cache is not None:
+            self._cache.reset_performance_stats()
+
+
+def runtime_of(app: Any) -> Runtime:
+    """Return the runtime of *app* in this process, made when first asked for."""
+    found = _RUNTIMES.get(app)
+    if found is not None:
+        return found
+    with _LOCK:
+        if not _RUNTIMES:
+            os.register_at_fork(after_in_child=_after_fork)
+        return _RUNTIMES.setdefault(app, Runtime(app))
+
+
+def reset_runtime(app: Any) -> None:
+    """Forget the runtime of *app*, so that changed settings are read; for tests."""
+    found = _RUNTIMES.get(app)
+    if found is not None:
+        found._settings, cache, found._cache = None, found._cache, None  # noqa: SLF001 - its own module
+        if cache is not None:
+            cache.close()
+
+
+def _after_fork() -> None:
+    global _LOCK  # noqa: PLW0603 - another thread may have held it at the fork
+    _LOCK = threading.Lock()
+    for runtime in list(_RUNTIMES.values()):
+        runtime.forget_inherited()
+
+
+def _read(app: Any) -> Settings:
+    given = {name: value for name, value in app.conf.items() if name.lower().startswith(PREFIX)}
+    settings = Settings.from_mapping(given, os.environ)
+    if settings.url is None and settings.share_backend:
+        settings = settings.updated({"aicache_url": settings.require_url(app.conf.result_backend)})
+    return settings
+
+
+def _mask(conf: Any) -> None:
+    """Take passwords out of what ``inspect conf`` and ``celery report`` show; `Settings` has them."""
+    for name in [name for name in conf if name.lower() in ("aicache_url", "aicache_secret")]:
+        value = conf[name]
+        if name.lower() == "aicache_url" and isinstance(value, str):
+            conf[name] = mask_url(value)
+        elif value:
+            conf[name] = "********"

@@ -1,0 +1,159 @@
+"""
+`CachedTask`: the task base class.
+
+In: a task's arguments.   Out: what its body would return, from the cache if it is there.
+
+The hook is ``__call__`` with ``super().__call__``, which Celery's worker supports: everything that wraps ``run``
+(autoretry, pydantic) stays inside, and a subclass that calls ``super().run`` is looked up once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from celery import Task
+
+from aicache_tasks.call import CURRENT
+from aicache_tasks.directed import Directed
+from aicache_tasks.errors import SettingsError
+from aicache_tasks.policy import CachePolicy, check_directives
+from aicache_tasks.redaction import REQUEST, redacted_options
+from aicache_tasks.runtime import runtime_of
+from aicache_tasks.taskcache import TaskCache
+
+_STOCK_REQUEST = Task.Request
+
+
+class _CacheAttribute:
+    """``cache=`` in a task's definition, `TaskCache` on the task."""
+
+    def __get__(self, task: Any, owner: type) -> Any:
+        if task is None:
+            return self
+        if task.cache_policy is None:
+            return None
+        found = task.__dict__.get("_task_cache")
+        if found is None:
+            found = task.__dict__.setdefault("_task_cache", TaskCache(task))
+        return found
+
+    def __set__(self, task: Any, value: Any) -> None:
+        raise AttributeError("a task's cache policy is fixed when its class is made: give cache= to the decorator")
+
+
+class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stubs
+    """A task that looks into the cache before its body runs, if it has ``cache=``; else it is a stock task.
+
+    >>> from celery import Celery
+    >>> from aicache_tasks import CachePolicy, CachedTask
+    >>> app = Celery("doc", broker="memory://", backend="cache+memory://")
+    >>> app.conf.aicache_url = "memory://"
+    >>> @app.task(base=CachedTask, cache=CachePolicy(operation="shout", ttl="1h"))
+    ... def shout(text):
+    ...     return text.upper()
+    >>> shout("hello"), shout.cache.last.status, shout("hello"), shout.cache.last.status
+    ('HELLO', 'miss', 'HELLO', 'hit')
+    """
+
+    abstract = True
+    cache_policy: ClassVar[CachePolicy | None] = None
+    """The task's policy; set with ``cache=``."""
+    cache = _CacheAttribute()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "cache" in cls.__dict__:
+            given = cls.__dict__["cache"]
+            cls.cache_policy = None if given is None else CachePolicy.of(given)
+            del cls.cache
+        _check_inheritance(cls)
+        if cls.cache_policy is not None and cls.cache_policy.redact:
+            cls.resultrepr_maxsize = 0
+            if cls.Request == _STOCK_REQUEST:
+                cls.Request = REQUEST
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Register the operation when Celery binds the task."""
+        super().on_bound(app)
+        if cls.cache_policy is not None and cls.name:
+            operation, name = cls.cache_policy.operation or cls.name, cls.name
+            refine = lambda: app.tasks[name].cache.plan  # noqa: E731 - asked for late: the task is not yet there
+            runtime_of(app).policies.register(name, operation, cls.cache_policy, refine)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer from the cache, or run the body and store what it returns."""
+        if self.cache_policy is None:
+            return super().__call__(*args, **kwargs)
+        return self.cache.run(super().__call__, args, kwargs)
+
+    def run_directed(self, directives: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the task here, as a direct call does, with checked *directives*."""
+        return self.cache.run(super().__call__, args, kwargs, directives)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Send the task; with a policy its arguments show as ``<redacted>``."""
+        if self.cache_policy is not None and self.cache_policy.redact:
+            options = redacted_options(options)
+        return super().apply_async(args, kwargs, *more, **options)
+
+    def replace(self, sig: Any) -> Any:
+        """Replace this task by *sig*: what that returns is not this call's answer, and is not stored as it."""
+        call = CURRENT.get()
+        if call is not None:
+            call.directives = call.directives._replace(no_store=True)
+        return super().replace(sig)
+
+    def with_cache(
+        self,
+        *,
+        refresh: bool = False,
+        bypass: bool = False,
+        no_store: bool = False,
+        max_age: Any = None,
+        only_if_cached: bool = False,
+        ttl: Any = None,
+        **unknown: Any,
+    ) -> Directed:
+        """Return this task with directives for the calls made through it; they travel in the message's headers.
+
+        Args:
+            refresh: do not read, compute and store.
+            bypass: neither read nor store.
+            no_store: read, but do not store.
+            max_age: refuse older answers; seconds or ``"10m"``.
+            only_if_cached: raise `NotCached` instead of computing.
+            ttl: lifetime of what this call stores; seconds or ``"2h"``.
+
+        Raises:
+            DirectiveError: unknown, of the wrong kind, or two that contradict each other.
+            SettingsError: the task has no ``cache=``.
+        """
+        if self.cache_policy is None:
+            raise SettingsError(f"task {self.name!r} has no cache=: with_cache would do nothing")
+        asked: Mapping[str, Any] = {
+            "refresh": refresh,
+            "bypass": bypass,
+            "no_store": no_store,
+            "max_age": max_age,
+            "only_if_cached": only_if_cached,
+            "ttl": ttl,
+            **unknown,
+        }
+        return Directed(self, check_directives(asked))
+
+
+def _check_inheritance(cls: type) -> None:
+    """Refuse a class that overrides ``run`` under a policy that was written for another ``run``."""
+    if cls.__dict__.get("cache_policy") is not None or "run" not in cls.__dict__:
+        return
+    if getattr(cls, "cache_policy", None) is None or "cache_policy" in cls.__dict__:
+        return
+    holders = [base for base in inspect.getmro(cls)[1:] if "run" in base.__dict__ and base is not Task]
+    if any(getattr(base, "cache_policy", None) is not None for base in holders):
+        raise SettingsError(
+            f"{cls.__name__} overrides run() but inherits the cache policy of {holders[0].__name__}: give it a policy "
+            "of its own with cache=CachePolicy(operation=…), or cache=None"
+        )

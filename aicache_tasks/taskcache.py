@@ -1,0 +1,295 @@
+"""
+``task.cache``: the cache as one task sees it.
+
+In: the task's arguments.   Out: its answer (`TaskCache.run`), or what the cache holds for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+from kombu.exceptions import KombuError
+from kombu.serialization import dumps, loads
+
+from aicache_tasks.binding import Bound, make_binder, make_mapper, option_defaults
+from aicache_tasks.cache import AIResponseCache
+from aicache_tasks.call import CURRENT, Call, Rules
+from aicache_tasks.canonical import is_plain
+from aicache_tasks.directed import HEADER
+from aicache_tasks.errors import DirectiveError, KeyEncodingError, NotCached
+from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.parts import steers
+from aicache_tasks.policy import AUTO_VERSION, NO_DIRECTIVES, CachePolicy, Directives, directives_from
+from aicache_tasks.records import MISS, CacheEntry, CallInfo
+from aicache_tasks.runtime import runtime_of
+
+log = logging.getLogger("aicache_tasks")
+Body = Callable[..., Any]
+
+
+class Explanation(NamedTuple):
+    """Why a call hits or misses. Holds names and sizes, no argument."""
+
+    status: str
+    reason: str
+    key: str = ""
+    operation: str = ""
+    version: str | int | None = None
+    keyed: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    ttl_s: float = 0.0
+    age_s: float = 0.0
+    stored_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is worked out once for a task."""
+
+    policy: CachePolicy
+    operation: str
+    version: str | int | None
+    bind: Callable[..., Bound]
+    map: Callable[..., dict[str, Any]] | None
+    rules: Rules
+    cache: AIResponseCache
+
+
+class TaskCache:
+    """The cache of one task.
+
+    Args:
+        task: a `CachedTask` with a policy.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self._last = threading.local()
+        self._plan: _Plan | None = None
+
+    # What operators and producers call.
+
+    @property
+    def policy(self) -> CachePolicy:
+        """The task's policy."""
+        policy: CachePolicy = self._task.cache_policy
+        return policy
+
+    @property
+    def last(self) -> CallInfo | None:
+        """How this thread's last call of the task went, None before the first."""
+        return getattr(self._last, "info", None)
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        """Return the Redis key of a call; raises `KeyEncodingError` for an argument that cannot be keyed."""
+        return self._call(args, kwargs, NO_DIRECTIVES).key.redis_key
+
+    def peek(self, *args: Any, **kwargs: Any) -> CacheEntry | None:
+        """Return the entry of a call, None if there is none or the server does not answer. Runs nothing."""
+        call = self._call(args, kwargs, Directives(only_if_cached=True))
+        cache = self.plan.cache
+        hit = cache.find(call, quiet=True)
+        return None if hit is MISS else cache.entry(call, hit)
+
+    def set(self, value: Any, *args: Any, **kwargs: Any) -> bool:
+        """Store *value* as the answer of a call; return whether it is stored."""
+        call = self._call(args, kwargs, NO_DIRECTIVES)
+        self.plan.cache.store_now(call, value)
+        return call.set_status == "success"
+
+    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """Take the answer of a call out of force; return whether there was one.
+
+        Raises:
+            StoreError: it could not be done; the answer is still there.
+        """
+        return self.plan.cache.invalidate_call(self._call(args, kwargs, NO_DIRECTIVES))
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """Say why a call would hit or miss. Runs nothing, stores nothing."""
+        plan = self.plan
+        try:
+            text, question, options = self._bind(plan, args, kwargs)
+            call = self._call(args, kwargs, Directives(only_if_cached=True))
+        except KeyEncodingError as error:
+            return Explanation("bypass", str(error), operation=plan.operation, version=plan.version)
+        hit = plan.cache.find(call, quiet=True)
+        names = [n for n, v in (("text", text), ("question", question)) if v is not None]
+        return Explanation(
+            status=call.status,
+            reason=call.reason if hit is MISS else "",
+            key=call.key.redis_key,
+            operation=plan.operation,
+            version=plan.version,
+            keyed=(*names, *map(str, options)),
+            ignored=tuple(plan.policy.ignore),
+            tags=call.tags,
+            ttl_s=plan.rules.ttl_s,
+            age_s=call.age_s,
+            stored_bytes=call.stored_bytes,
+        )
+
+    # What the task calls.
+
+    def run(
+        self,
+        body: Body,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        directives: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return the stored answer, or what *body* returns."""
+        if directives is not None:
+            return self._run(body, args, kwargs, directives_from(directives), None)
+        request = self._task.request
+        if request.called_directly or "aicache" in request.__dict__:  # the request is an outer call's
+            return self._run(body, args, kwargs, NO_DIRECTIVES, None)
+        return self._run(body, args, kwargs, _from_headers(request.headers), request)
+
+    def _run(
+        self, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
+    ) -> Any:
+        plan = self.plan
+        if self._off(plan, request):
+            self._note(CallInfo("disabled", "", plan.operation, ""), request)
+            return body(*args, **kwargs)
+        call = self._begin(plan, args, kwargs, directives, request)
+        if call is None:
+            self._note(CallInfo("bypass", "", plan.operation, ""), request)
+            return body(*args, **kwargs)
+        hit = plan.cache.find(call)
+        self._note(call.info(), request)
+        if hit is not MISS:
+            return hit.value
+        if directives.only_if_cached:
+            raise NotCached(f"no entry for this call of {plan.operation}")
+        return self._compute(plan, call, body, args, kwargs, request)
+
+    def _compute(
+        self, plan: _Plan, call: Call, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], request: Any
+    ) -> Any:
+        """Run the body and store its answer before it is returned: a redelivery is then not paid twice."""
+        token, started = CURRENT.set(call), perf_counter_ns()
+        try:
+            value = body(*args, **kwargs)
+        except BaseException:
+            plan.cache.skip(call, "body_failed")
+            self._note(call.info(), request)
+            raise
+        finally:
+            CURRENT.reset(token)
+        plan.cache.computed(call, perf_counter_ns() - started)
+        plan.cache.publish(call, value)
+        self._note(call.info(), request)
+        return value
+
+    def _off(self, plan: _Plan, request: Any) -> bool:
+        settings = plan.cache.settings
+        if settings.disabled:
+            return True
+        in_worker = request is not None and not request.is_eager
+        return not in_worker and not settings.eager and runtime_of(self._task.app).always_eager()
+
+    def _begin(
+        self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
+    ) -> Call | None:
+        """Return the call, None if it bypasses the cache: the caller asked for it, or it cannot be keyed."""
+        if directives.bypass:
+            plan.cache.bypassed(plan.operation)
+            return None
+        delivered = request is not None and not request.is_eager
+        try:
+            return self._keyed(plan, args, kwargs, directives, delivered=delivered)
+        except Exception as error:  # whatever vary=, tenant= or tags= raise, the body still runs
+            if steers(error):
+                raise
+            plan.cache.bypassed(plan.operation, error)
+            return None
+
+    def _note(self, info: CallInfo, request: Any) -> None:
+        self._last.info = info
+        if request is not None:
+            request.aicache = info
+
+    # From arguments to a call.
+
+    @property
+    def plan(self) -> _Plan:
+        """What is worked out once for the task; raises `SettingsError`."""
+        if self._plan is None:
+            self._plan = self._make_plan()
+        return self._plan
+
+    def _make_plan(self) -> _Plan:
+        task, policy = self._task, self.policy
+        cache = runtime_of(task.app).cache
+        operation = policy.operation or task.name
+        signature = inspect.signature(task.run)
+        binder = make_binder(
+            signature, text_arg=policy.text_arg, question_arg=policy.question_arg, ignore=policy.ignore
+        )
+        asks = any(callable(part) for part in (policy.tenant, policy.vary, policy.tags)) or bool(policy.tags)
+        version = fingerprint(task.run) if policy.version == AUTO_VERSION else policy.version
+        mapper = make_mapper(signature) if asks else None
+        defaults = option_defaults(signature, text_arg=policy.text_arg, question_arg=policy.question_arg)
+        runtime_of(task.app).policies.refined(operation, replace(policy, version=version), defaults)
+        return _Plan(policy, operation, version, binder, mapper, cache.rules(operation, policy), cache)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
+        return self._keyed(self.plan, args, kwargs, directives, delivered=False)
+
+    def _bind(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        args, kwargs = self._delivered(args, kwargs)
+        return plan.bind(*args, **kwargs)
+
+    def _keyed(
+        self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, *, delivered: bool
+    ) -> Call:
+        started = perf_counter_ns()
+        if not delivered:
+            args, kwargs = self._delivered(args, kwargs)
+        text, question, options = plan.bind(*args, **kwargs)
+        arguments = plan.map(*args, **kwargs) if plan.map is not None else {}
+        tenant, vary = plan.policy.tenant_of(arguments), plan.policy.vary_of(arguments)
+        tags = plan.policy.tags_of(arguments)
+        cache = plan.cache
+        key = cache.keys.key(text, plan.operation, options, question, version=plan.version, tenant=tenant, vary=vary)
+        if tags:
+            cache.used(plan.operation, tags)
+        call = Call(key, tags, plan.rules, cache.parts.budget(), directives)
+        call.key_ns = perf_counter_ns() - started
+        return call
+
+    def _delivered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments as the task's serializer would deliver them, so that both ends have one key."""
+        task = self._task
+        dump = getattr(task, "_dump_pydantic_arguments", None)
+        if dump is not None:
+            args, kwargs = dump(args, kwargs)
+        if is_plain(args) and is_plain(kwargs):
+            return args, kwargs
+        with suppress(KombuError, TypeError, ValueError, AttributeError, RecursionError):
+            content_type, encoding, data = dumps([list(args), kwargs], serializer=task.serializer)
+            sent_args, sent_kwargs = loads(data, content_type, encoding, accept={content_type})
+            return tuple(sent_args), sent_kwargs
+        return args, kwargs  # cannot be sent, so that no worker has another key for it
+
+
+def _from_headers(headers: Any) -> Directives:
+    """Return a message's directives. Messages are not trusted: what makes no sense is left out, and logged."""
+    given = headers.get(HEADER) if isinstance(headers, Mapping) else None
+    if given is None:
+        return NO_DIRECTIVES
+    try:
+        return directives_from(given) if isinstance(given, Mapping) else NO_DIRECTIVES
+    except DirectiveError:
+        log.warning("aicache.directives_ignored")
+        return NO_DIRECTIVES
