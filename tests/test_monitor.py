@@ -461,7 +461,7 @@ class TestThreadsForksAndSpeed:
         if child == 0:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(10)
-            monitor.clear_inherited()
+            monitor.reset_stats()
             empty = monitor.total_operations == 0 and monitor.cache_operation_times == []
             monitor.record(get_sample("hit"))
             os._exit(0 if empty and monitor.total_operations == 1 else 1)

@@ -6,6 +6,7 @@ In: samples, or durations by the ``record_*`` names.   Out: the arrays, statisti
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -76,7 +77,8 @@ class CachePerformanceMonitor:
         self.invalidation_rate_warning_per_hour = invalidation_rate_warning_per_hour
         self.invalidation_rate_critical_per_hour = invalidation_rate_critical_per_hour
         self._clock = clock
-        self.clear_inherited()
+        self._new_lock()
+        self._start()
 
     # recording
 
@@ -338,15 +340,16 @@ class CachePerformanceMonitor:
     # start and reset
 
     def reset_stats(self) -> None:
-        """Empty the arrays, set the counters to 0 and the alerts to normal."""
+        """Empty the arrays, set the counters to 0 and the alerts to normal. Call it in a forked child."""
+        if self._pid != os.getpid():
+            # A thread that the child does not have may have held the lock when the process was copied.
+            self._new_lock()
         with self._lock:
             self._start()
 
-    def clear_inherited(self) -> None:
-        """Start anew in a forked child: a thread that it has not may have held a lock when the process was copied."""
+    def _new_lock(self) -> None:
         # Re-entrant: a signal handler or finalizer that records while its thread records must not wait for itself.
-        self._lock = threading.RLock()
-        self._start()
+        self._pid, self._lock = os.getpid(), threading.RLock()
 
     def _start(self) -> None:
         self._operations = self._window()
