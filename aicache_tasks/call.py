@@ -149,11 +149,11 @@ def annotate(*, model: str | None = None, usage: Mapping[str, int] | None = None
     if usage is not None:
         call.usage = _added(call.usage, usage)
     if cost is not None:
-        call.cost = (call.cost or 0.0) + float(cost)
+        call.cost = float(cost) if call.cost is None else call.cost + cost
     call.model = call.model if model is None else str(model)
 
 
-def _added(have: Mapping[str, int] | None, more: Mapping[str, int]) -> dict[str, int]:
+def _added(have: Mapping[str, int] | None, more: Mapping[Any, Any]) -> dict[str, int]:
     for name, count in more.items():
         if not isinstance(name, str) or isinstance(count, bool) or not isinstance(count, int):
             raise TypeError("annotate: usage maps names to whole numbers")

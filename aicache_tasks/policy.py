@@ -211,9 +211,7 @@ def check_directives(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(set(given) - {*_SWITCHES, *_DURATIONS}):
         raise DirectiveError(f"with_cache: unknown {unknown[0]!r}; known are {', '.join((*_SWITCHES, *_DURATIONS))}")
-    on = {name: value for name, value in given.items() if value is not None and value is not False}
-    for name in on:
-        on[name] = _check_directive(name, on[name])
+    on = {name: _check_directive(name, value) for name, value in given.items() if value is not None and value is not False}
     for one, other in _CONTRADICTIONS:
         if one in on and other in on:
             raise DirectiveError(f"with_cache: {one} and {other} contradict each other")

@@ -34,7 +34,7 @@ class Publisher:
     """
 
     def __init__(self, parts: Parts, rng: random.Random | None = None) -> None:
-        self._parts, self._rng = parts, rng or random.Random()
+        self._parts, self._rng = parts, rng or random.Random()  # noqa: S311 - jitter is no secret
 
     def publish(self, call: Call, value: Any) -> None:
         """Store *value* as the answer of *call*, unless a rule or the caller is against it."""

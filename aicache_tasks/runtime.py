@@ -95,7 +95,7 @@ def reset_runtime(app: Any) -> None:
     """Forget the runtime of *app*, so that changed settings are read; for tests."""
     found = _RUNTIMES.get(app)
     if found is not None:
-        found._settings, cache, found._cache = None, found._cache, None  # noqa: SLF001 - its own module
+        found._settings, cache, found._cache = None, found._cache, None
         if cache is not None:
             cache.close()
 
