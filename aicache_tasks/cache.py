@@ -9,6 +9,7 @@ into a `Call` with the help of the policy that is registered for the operation.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from aicache_tasks.keys import CacheKeyGenerator
 from aicache_tasks.local import LocalCache
 from aicache_tasks.lookup import Hit, Lookup
 from aicache_tasks.monitor import CachePerformanceMonitor
-from aicache_tasks.parts import InternalErrors, Parts
+from aicache_tasks.parts import InternalErrors, Parts, wall_ms
 from aicache_tasks.policy import NO_DIRECTIVES, CachePolicy, Directives, PolicyRegistry
 from aicache_tasks.publish import Publisher
 from aicache_tasks.records import MISS, CacheEntry, Miss, Sample
@@ -52,6 +53,8 @@ class AIResponseCache:
         store: a store instead of *redis_url*.
         settings: everything else; the arguments above win over it.
         policies: registry of the operations' policies.
+        now_ms: wall clock, ms since the epoch.
+        mono_s: monotonic clock, seconds.
 
     Raises:
         SettingsError: a value is not allowed, or there is no server.
@@ -73,6 +76,8 @@ class AIResponseCache:
         store: Store | None = None,
         settings: Settings | None = None,
         policies: PolicyRegistry | None = None,
+        now_ms: Callable[[], int] = wall_ms,
+        mono_s: Callable[[], float] = time.monotonic,
     ) -> None:
         given = {
             "aicache_url": redis_url,
@@ -87,7 +92,7 @@ class AIResponseCache:
         }
         self.settings = (settings or Settings()).updated({k: v for k, v in given.items() if v is not None})
         self.policies = policies or PolicyRegistry()
-        self.parts = _parts(self.settings, store, performance_monitor)
+        self.parts = _parts(self.settings, store, performance_monitor, now_ms, mono_s)
         self.monitor, self.keys = self.parts.monitor, self.parts.keys
         self._lookup, self._publisher = Lookup(self.parts), Publisher(self.parts)
         self._invalidator = Invalidator(self.parts, self._longest_ttl_s)
@@ -311,6 +316,7 @@ class AIResponseCache:
                 redis_entries=redis["keys"],
                 memory_cache_bytes=local.bytes if local else 0,
                 memory_cache_entries=len(local) if local else 0,
+                memory_cache_entry_limit=self.settings.l1_entries,
             )
         limit = self.settings.l1_entries
         entries = len(local) if local else 0
@@ -432,8 +438,11 @@ def _parts(
     settings: Settings,
     store: Store | None,
     monitor: CachePerformanceMonitor | None,
+    now_ms: Callable[[], int],
+    mono_s: Callable[[], float],
 ) -> Parts:
-    monitor = monitor if monitor is not None else _monitor(settings)
+    monitor = monitor if monitor is not None else _monitor(settings, now_ms)
+    local = LocalCache(settings.l1_entries, settings.l1_bytes, clock=mono_s, now_ms=now_ms)
     store = store if store is not None else open_store(settings.require_url(), connect_s=settings.connect_ms / 1000)
     return Parts(
         settings=settings,
@@ -456,16 +465,19 @@ def _parts(
             reads=Breaker("reads", settings.breaker_min_s, settings.breaker_max_s),
             writes=Breaker("writes", settings.breaker_min_s, settings.breaker_max_s),
         ),
-        local=LocalCache(settings.l1_entries, settings.l1_bytes) if settings.l1_entries else None,
+        local=local if settings.l1_entries else None,
         monitor=monitor,
         errors=InternalErrors(strict=settings.strict),
+        now_ms=now_ms,
+        mono_s=mono_s,
     )
 
 
-def _monitor(settings: Settings) -> CachePerformanceMonitor:
+def _monitor(settings: Settings, now_ms: Callable[[], int]) -> CachePerformanceMonitor:
     return CachePerformanceMonitor(
         settings.retention_s / 3600,
         settings.max_measurements,
         settings.memory_warning_bytes,
         settings.memory_critical_bytes,
+        clock=lambda: now_ms() / 1000,
     )
