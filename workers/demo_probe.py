@@ -21,12 +21,12 @@ KEEP_S = 60
 
 
 @task_postrun.connect
-def leave(task_id: str, task: Task, **_: Any) -> None:
+def leave(task_id: str, task: Task[Any, Any], **_: Any) -> None:
     """Leave how the call of *task_id* went."""
     info: CallInfo | None = getattr(task.request, "aicache", None)
     if info is None:
         return
-    with task.backend.client.pipeline() as pipeline:
+    with _client(task.backend).pipeline() as pipeline:
         pipeline.rpush(_key(task_id), json.dumps(info))
         pipeline.expire(_key(task_id), KEEP_S)
         pipeline.execute()
@@ -34,8 +34,13 @@ def leave(task_id: str, task: Task, **_: Any) -> None:
 
 def fetch(app: Celery, task_id: str, within_s: float) -> CallInfo | None:
     """Return how the call of *task_id* went, None if the worker did not say so *within_s* seconds."""
-    found = app.backend.client.blpop([_key(task_id)], timeout=within_s)
+    found = _client(app.backend).blpop([_key(task_id)], timeout=within_s)
     return CallInfo(*json.loads(found[1])) if found else None
+
+
+def _client(backend: Any) -> Any:
+    """Return the redis-py client of a Redis result backend."""
+    return backend.client
 
 
 def _key(task_id: str) -> str:

@@ -1,36 +1,27 @@
 """
 What the demo shows.
 
-In: the measured calls of two runs.   Out: a table, one row an operation, and whether the second run was as it must be.
+In: the measured calls of two runs.   Out: two tables, a row for each operation; what is wrong, if anything.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from statistics import fmean
+from collections.abc import Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from aicache_tasks.records import CallInfo
 
-COLUMNS = (
-    ("operation", "left"),
-    ("first run", "right"),
-    ("second run", "right"),
-    ("faster", "right"),
-    ("body", "right"),
-    ("key", "right"),
-    ("get, miss", "right"),
-    ("set", "right"),
-    ("get, hit", "right"),
-    ("bytes, stored", "right"),
-    ("status", "left"),
-)
-NOTES = (
-    "first run, second run: from sending a task to having its result, through the broker, the worker and back.",
-    "body: what the engine took. key, get, set: what the cache took in the worker. All are means, in ms.",
+CALLER = ("operation", "first run", "second run", "faster", "status")
+WORKER = ("operation", "body", "key", "get, miss", "set", "get, hit", "answer", "entry")
+CALLER_NOTE = "Medians of five articles, in ms, from sending a task to having its result."
+WORKER_NOTE = (
+    "Medians of five articles. In ms: the engine; the cache's key, look-up and store. In bytes: the answer, and its "
+    "entry with header and metadata. Answers of up to 1000 bytes are not compressed."
 )
 
 
@@ -61,45 +52,51 @@ def faults(first: Sequence[Measured], second: Sequence[Measured]) -> list[str]:
     return found
 
 
-def table(first: Sequence[Measured], second: Sequence[Measured]) -> Table:
-    """Return the table of both runs."""
-    shown = Table(title="Five operations over five articles, twice", title_justify="left", caption_justify="left")
-    shown.caption = "\n".join(NOTES)
-    for heading, justify in COLUMNS:
-        shown.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+def tables(first: Sequence[Measured], second: Sequence[Measured]) -> list[Table]:
+    """Return what the caller saw and what it cost in the worker."""
+    seen = _table("What the caller saw", CALLER, CALLER_NOTE)
+    cost = _table("What it took in the worker", WORKER, WORKER_NOTE)
     for operation in dict.fromkeys(call.operation for call in first):
-        shown.add_row(*row(operation, *([c for c in run if c.operation == operation] for run in (first, second))))
-    return shown
+        runs = [[call for call in run if call.operation == operation] for run in (first, second)]
+        seen.add_row(operation, *caller_row(*runs))
+        cost.add_row(operation, *worker_row(*([call.info for call in run] for run in runs)))
+    return [seen, cost]
 
 
-def row(operation: str, first: Sequence[Measured], second: Sequence[Measured]) -> tuple[str, ...]:
-    """Return the cells of one operation, in the order of `COLUMNS`; times are means in ms.
+def caller_row(first: Sequence[Measured], second: Sequence[Measured]) -> tuple[str, ...]:
+    """Return the cells of one operation after its name.
+
+    >>> miss, hit = (CallInfo(status, "", "qa", "k") for status in ("miss", "hit"))
+    >>> caller_row([Measured("qa", "a", 0.03, "yes", miss)], [Measured("qa", "a", 0.01, "yes", hit)])
+    ('30.0', '10.0', '3.0 x', '1 miss → 1 hit')
+    """
+    before, after = (1000 * median(call.seconds for call in run) for run in (first, second))
+    return f"{before:.1f}", f"{after:.1f}", f"{before / after:.1f} x", f"{_statuses(first)} → {_statuses(second)}"
+
+
+def worker_row(first: Sequence[CallInfo], second: Sequence[CallInfo]) -> tuple[str, ...]:
+    """Return the cells of one operation after its name.
 
     >>> miss = CallInfo("miss", "key_not_found", "qa", "k", 0.02, 0.4, 20.0, 0.6, 1200, 500)
-    >>> hit = CallInfo("hit", "", "qa", "k", 0.02, 0.3)
-    >>> row("qa", [Measured("qa", "a", 0.03, "yes", miss)], [Measured("qa", "a", 0.01, "yes", hit)])
-    ('qa', '30.0', '10.0', '3.0 x', '20.0', '0.02', '0.40', '0.60', '0.30', '1200 → 500', '1 miss → 1 hit')
+    >>> worker_row([miss], [CallInfo("hit", "", "qa", "k", 0.02, 0.3)])
+    ('20.0', '0.02', '0.40', '0.60', '0.30', '1200', '500')
     """
-    before, after = (fmean(call.seconds for call in run) * 1000 for run in (first, second))
-    infos = [call.info for call in first]
-    raw, stored = _mean(infos, lambda info: info.raw_bytes), _mean(infos, lambda info: info.stored_bytes)
     return (
-        operation,
-        f"{before:.1f}",
-        f"{after:.1f}",
-        f"{before / after:.1f} x",
-        f"{_mean(infos, lambda info: info.compute_ms):.1f}",
-        f"{_mean(infos, lambda info: info.key_ms):.2f}",
-        f"{_mean(infos, lambda info: info.get_ms):.2f}",
-        f"{_mean(infos, lambda info: info.set_ms):.2f}",
-        f"{_mean([call.info for call in second], lambda info: info.get_ms):.2f}",
-        f"{raw:.0f} → {stored:.0f}",
-        f"{_statuses(first)} → {_statuses(second)}",
+        f"{median(info.compute_ms for info in first):.1f}",
+        f"{median(info.key_ms for info in first):.2f}",
+        f"{median(info.get_ms for info in first):.2f}",
+        f"{median(info.set_ms for info in first):.2f}",
+        f"{median(info.get_ms for info in second):.2f}",
+        f"{median(info.raw_bytes for info in first):.0f}",
+        f"{median(info.stored_bytes for info in first):.0f}",
     )
 
 
-def _mean(infos: Sequence[CallInfo], of: Callable[[CallInfo], float]) -> float:
-    return fmean(map(of, infos))
+def _table(title: str, headings: Sequence[str], note: str) -> Table:
+    made = Table(title=title, caption=note, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    for heading in headings:
+        made.add_column(heading, justify="left" if heading in {"operation", "status"} else "right", no_wrap=True)
+    return made
 
 
 def _statuses(run: Sequence[Measured]) -> str:

@@ -65,7 +65,7 @@ class Supervisor:
         prefix: start of the name of the temporary folder.
     """
 
-    def __init__(self, prefix: str = "aicache-") -> None:
+    def __init__(self, prefix: str = "aicache-demo-") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=prefix))
         self.keep_logs = False
         self._children: list[Child] = []
