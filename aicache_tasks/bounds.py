@@ -46,10 +46,11 @@ def check_counts(raw: bytes | memoryview) -> None:
         values += 1
         if values > MAX_VALUES:
             raise CorruptPayload(f"more than {MAX_VALUES} values")
-        at += _token_bytes(raw, at)
+        at += token_bytes(raw, at)
 
 
-def _token_bytes(raw: bytes | memoryview, at: int) -> int:
+def token_bytes(raw: bytes | memoryview, at: int) -> int:
+    """Return the length of the header at *at*, and of the content unless that is counted by itself."""
     head = raw[at]
     size = _SIZES[head]
     if head in _LENGTHS:

@@ -62,7 +62,7 @@ def dump(value: Any, max_bytes: int) -> bytes:
     raw = _encode(value, max_bytes)
     if len(raw) > max_bytes:
         raise NotStorable("too_large", f"{len(raw)} bytes, the limit is {max_bytes}")
-    if not same(value, _load_back(raw)):
+    if not _comes_back(value, raw):
         raise NotStorable("not_roundtrip", "result: does not decode to an equal value")
     return raw
 
@@ -72,15 +72,15 @@ def _encode(value: Any, max_bytes: int) -> bytes:
         return encode(_Wire(max_bytes).convert(value, 0))
     except _Refused as refused:
         raise NotStorable("not_roundtrip", f"result{refused.path[:_PATH_CHARS]}: {refused.kind}") from None
-    except RuntimeError:  # RecursionError near the end of the caller's stack, or a dict that grows meanwhile
+    except RuntimeError:  # RecursionError near the end of the caller's stack, or a set that grows meanwhile
         raise NotStorable("not_roundtrip", "result: too deep, or changed while it was read") from None
 
 
-def _load_back(raw: bytes) -> Any:
+def _comes_back(value: Any, raw: bytes) -> bool:
     try:
-        return load(raw)
-    except CorruptPayload:
-        raise NotStorable("not_roundtrip", "result: does not decode") from None
+        return same(value, load(raw))
+    except (CorruptPayload, RuntimeError):
+        return False
 
 
 def load(raw: bytes | memoryview) -> Any:
@@ -147,12 +147,13 @@ class _Wire:
         return wire
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Any:
-        keys = list(value)
-        if not all(type(key) is str and _is_utf8(key) for key in keys):
-            return Ext(6, encode(self._items(chain.from_iterable(value.items()), depth, "{{{}}}".format)))
-        for key in keys:
+        pairs = list(value.items())  # another thread may change the dict meanwhile
+        if not all(type(key) is str and _is_utf8(key) for key, _ in pairs):
+            return Ext(6, encode(self._items(chain.from_iterable(pairs), depth, "{{{}}}".format)))
+        for key, _ in pairs:
             self._count(key)
-        return dict(zip(keys, self._items(value.values(), depth, lambda at: _step(keys[at])), strict=True))
+        items = self._items((item for _, item in pairs), depth, lambda at: _step(pairs[at][0]))
+        return {key: item for (key, _), item in zip(pairs, items, strict=True)}
 
     def _container(self, code: int, value: Any, depth: int) -> Ext:
         items = self._items(value, depth)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from aicache_tasks import bounds, frame, local, values
 from aicache_tasks import codec as codec_module
 from aicache_tasks.codec import Codec, Tokens, make_tombstone, peek_header, tombstone_token
-from aicache_tasks.errors import CorruptPayload, ForeignPayload, PayloadError
+from aicache_tasks.errors import CorruptPayload, ForeignPayload, NotStorable, PayloadError
 from aicache_tasks.records import EntryMeta
 
 DIGEST = bytes(range(32))
@@ -348,6 +348,35 @@ def bomb_outcomes() -> dict[str, tuple[str, int, int]]:
 def _source_of_forged() -> str:
     tree = ast.parse(Path(__file__).read_text())
     return next(ast.unparse(node) for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "forged")
+
+
+TOKENS_OF_EVERY_KIND = [
+    *[None, 7, 200, 70_000, 2**40, -3, -100, -1000, -(2**20), -(2**40), 1.5, 2**64, 2**200, 1j],
+    *["", "a" * 31, "a" * 32, "ä" * 200, "a" * 70_000, "\ud800", "\ud800" * 100, b"", b"x" * 300, b"x" * 70_000],
+    *[[], {}, (), {1: 2}, {1}, [[]] * 20, [[]] * 70_000, {str(n): n for n in range(20)}],
+    {str(n): n for n in range(70_000)},
+]
+
+
+class TestCounting:
+    """Bodies over 64 KiB are counted before they are decoded; the count must see what the decoder would make."""
+
+    @pytest.mark.parametrize("item", TOKENS_OF_EVERY_KIND, ids=range(len(TOKENS_OF_EVERY_KIND)))
+    def test_every_kind_of_value_is_passed_over_to_its_exact_end(self, item: Any) -> None:
+        body = Codec().dump([item, item, b"end"])
+        at = 0
+        while at < len(body):
+            at, last = at + bounds.token_bytes(body, at), at
+        assert (at, body[last:]) == (len(body), b"\xc4\x03end")
+
+    def test_a_long_list_at_the_limit_is_stored_and_read_and_one_value_more_is_refused(self) -> None:
+        codec, items = Codec(), [1] * (bounds.MAX_VALUES - 1)
+        raw = codec.dump(items)
+        assert codec.load(raw) == items
+        with pytest.raises(NotStorable, match="too_large"):
+            codec.dump([*items, 1])
+        with pytest.raises(CorruptPayload):
+            codec.load(b"\xdd" + struct.pack(">I", bounds.MAX_VALUES) + raw[5:] + b"\x01")
 
 
 class TestBombs:
