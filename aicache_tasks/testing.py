@@ -85,7 +85,10 @@ class EmbeddedServer:
             )
             if self._comes_up():
                 return self
+            gave_up = self._process.poll() is not None
             self.kill()
+            if self._unix or self._wanted_port or not gave_up:
+                break
             self.port = 0  # another process took the port: try the next
         raise RuntimeError(f"{self.binary.name} did not start: {self._end_of_log()}")
 
@@ -134,7 +137,14 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """Its URL for ``aicache_url`` and redis-py."""
-        return f"unix://{self.socket_path}?db=0" if self._unix else f"redis://127.0.0.1:{self.port}/0"
+        if self._unix:
+            return f"unix://{self._login}{self.socket_path}?db=0"
+        return f"redis://{self._login}127.0.0.1:{self.port}/0"
+
+    @property
+    def _login(self) -> str:
+        password = self._config.get("requirepass")
+        return f":{password}@" if password else ""
 
     def client(self, **options: Any) -> Any:
         """Return a plain ``redis.Redis`` client; close it after use."""
@@ -170,13 +180,14 @@ class EmbeddedServer:
 
     def _answering_pid(self) -> int | None:
         """Return the process id of who answers at the address, so that another's server is not taken for this one."""
+        login = f"AUTH {password}\r\n" if (password := self._config.get("requirepass")) else ""
         family, address = (
             (socket.AF_UNIX, str(self.socket_path)) if self._unix else (socket.AF_INET, ("127.0.0.1", self.port))
         )
         with socket.socket(family, socket.SOCK_STREAM) as link, contextlib.suppress(OSError):
             link.settimeout(1.0)
             link.connect(address)
-            link.sendall(b"INFO server\r\n")
+            link.sendall(f"{login}INFO server\r\n".encode())
             if found := re.search(rb"process_id:(\d+)", link.recv(65536)):
                 return int(found[1])
         return None

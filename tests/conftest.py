@@ -13,6 +13,7 @@ from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
+from tests.faults import free_port
 
 
 def _redis62_binary() -> Path | None:
@@ -52,6 +53,12 @@ def get_server(_servers: dict[str, EmbeddedServer]) -> Callable[[str], EmbeddedS
     return get
 
 
+@pytest.fixture(params=SERVERS)
+def each_server(request: pytest.FixtureRequest, get_server: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
+    """Each of the session's servers in turn, emptied."""
+    return get_server(request.param)
+
+
 @pytest.fixture
 def valkey(get_server: Callable[[str], EmbeddedServer]) -> EmbeddedServer:
     """The session's Valkey, emptied. Tests that pause, kill or configure a server take `own_server`."""
@@ -63,6 +70,12 @@ def client(valkey: EmbeddedServer) -> Iterator[Any]:
     """A plain redis-py client of `valkey`."""
     with valkey.client() as plain:
         yield plain
+
+
+@pytest.fixture
+def refused_url() -> str:
+    """The URL of a server that is not there: nothing listens on the port."""
+    return f"redis://127.0.0.1:{free_port()}/0"
 
 
 @pytest.fixture

@@ -268,9 +268,9 @@ def test_a_closed_store_serves_the_next_call(store: Store, spend: Spend) -> None
 class TestOtherRedisTypes:
     """A stranger's value of another type in a key's place, which only a server can hold."""
 
-    @pytest.fixture(params=["valkey", "redis62"])
-    def store(self, request: pytest.FixtureRequest, get_server: Callable[[str], EmbeddedServer]) -> Iterator[Store]:
-        redis_store = RedisStore(get_server(request.param).url)
+    @pytest.fixture
+    def store(self, each_server: EmbeddedServer) -> Iterator[Store]:
+        redis_store = RedisStore(each_server.url)
         with _client(redis_store) as client:
             client.rpush("k", "a", "b")
         yield redis_store

@@ -15,9 +15,9 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import redis.connection
@@ -66,6 +66,13 @@ _PREFIX_OF_CLASS: Final = {
 _OWN_OPTIONS = ("connection_class", "max_connections", "timeout", "retry_on_timeout", "retry_on_error", "virtual_host")
 
 
+T = TypeVar("T")
+
+
+class _UnknownScript(Exception):  # noqa: N818 - names what is the case
+    """The server does not hold the script: it was restarted, or this is its first call."""
+
+
 class RedisStore:
     """A `Store` on one Redis 6.2 or Valkey 7.2 server, or later.
 
@@ -88,21 +95,22 @@ class RedisStore:
         """See `Store.read`: one MGET, asked again on a new connection if an idle one proves dead."""
         parts = [f"*{len(keys) + 1}\r\n$4\r\nMGET\r\n"]
         parts += [f"${len(key.encode())}\r\n{key}\r\n" for key in keys]
-        found: list[bytes | None] = _accept(self._ask("".join(parts).encode(), 1, budget, may_repeat=True)[0])
-        return found
+        packed = "".join(parts).encode()
+        return self._ask(packed, 1, budget, lambda replies: _values(replies[0], len(keys)), may_repeat=True)
 
     def ensure(
         self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
     ) -> list[bytes]:
         """See `Store.ensure`: SET NX for each and one MGET, in one round trip; each reply is judged by itself."""
-        sets = [_pack(b"SET", k, v, b"NX", *_px(ttl)) for k, v, ttl in zip(keys, values, ttl_ms, strict=True)]
-        replies = self._ask(b"".join([*sets, _pack(b"MGET", *keys)]), len(sets) + 1, budget)
-        held: list[bytes | None] = _accept(replies[-1])
-        if None in held:
-            for reply in replies:
-                _accept(reply)
+        sets: list[list[str | bytes]] = [
+            [b"SET", k, v, b"NX", *_px(ttl)] for k, v, ttl in zip(keys, values, ttl_ms, strict=True)
+        ]
+        held = self._ask(
+            _pack_all([*sets, [b"MGET", *keys]]), len(sets) + 1, budget, lambda replies: _ensured(replies, len(keys))
+        )
+        if None in held:  # a value of another type
             wanted = zip(keys, values, ttl_ms, held, strict=True)
-            self.replace([(k, v, ttl) for k, v, ttl, now in wanted if now is None], budget)  # of another type
+            self.replace([(k, v, ttl) for k, v, ttl, now in wanted if now is None], budget)
             held = self.read(keys, budget)
         if None in held:
             raise StoreRefused("tokens do not stay", writes=False)
@@ -112,48 +120,40 @@ class RedisStore:
         self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
     ) -> bool:
         """See `Store.publish`."""
-        return bool(self._run("publish", [key, *tag_keys], [frame, b"%d" % ttl_ms, seen], budget))
+        return self._run("publish", [key, *tag_keys], [frame, b"%d" % ttl_ms, seen], budget, _number) == 1
 
     def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
         """See `Store.bury`; ``head`` is the first 4096 bytes at most."""
-        head, *tokens = self._run("bury", [key, *token_keys], [tombstone, b"%d" % ttl_ms, b"%d" % HEAD_BYTES], budget)
+        keys, given = [key, *token_keys], [tombstone, b"%d" % ttl_ms, b"%d" % HEAD_BYTES]
+        head, *tokens = self._run("bury", keys, given, budget, lambda reply: _values(reply, len(keys)))
         return Tombstoned(head, tokens)
 
     def discard(self, key: str, value: bytes, budget: Budget) -> bool:
         """See `Store.discard`."""
         hashed = len(value) >= HASHED_FROM_BYTES
         shown = hashlib.sha1(value, usedforsecurity=False).hexdigest().encode() if hashed else value
-        shape = b"sha1" if hashed else b"value"
-        return bool(self._run("discard", [key], [shown, b"%d" % len(value), shape], budget))
+        given = [shown, b"%d" % len(value), b"sha1" if hashed else b"value"]
+        return self._run("discard", [key], given, budget, _number) == 1
 
     def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
         """See `Store.replace`: one pipeline."""
-        sets = [_pack(b"SET", key, value, *_px(ttl_ms)) for key, value, ttl_ms in values]
-        for reply in self._ask(b"".join(sets), len(sets), budget):
-            _accept(reply)
+        sets: list[list[str | bytes]] = [[b"SET", key, value, *_px(ttl_ms)] for key, value, ttl_ms in values]
+        if sets:
+            self._ask(_pack_all(sets), len(sets), budget, lambda replies: [_accept(reply) for reply in replies])
 
     def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
         """See `Store.scan`."""
         pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", prefix) + "*"
         packed = _pack(b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % count)
-        following, keys = _accept(self._ask(packed, 1, budget)[0])
-        return int(following), [key.decode("utf-8", "surrogateescape") for key in keys]
+        return self._ask(packed, 1, budget, lambda replies: _scanned(replies[0]))
 
     def unlink(self, keys: Sequence[str], budget: Budget) -> int:
         """See `Store.unlink`."""
-        return int(_accept(self._ask(_pack(b"UNLINK", *keys), 1, budget)[0])) if keys else 0
+        return self._ask(_pack(b"UNLINK", *keys), 1, budget, lambda replies: _number(replies[0])) if keys else 0
 
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
-        text, keys = map(_accept, self._ask(_pack(b"INFO") + _pack(b"DBSIZE"), 2, budget))
-        said = dict(line.split(":", 1) for line in text.decode("utf-8", "replace").splitlines() if ":" in line)
-        return StoreInfo(
-            version=said.get("valkey_version") or said.get("redis_version", ""),
-            keys=int(keys),
-            memory_used_bytes=int(said.get("used_memory", 0)),
-            connected_clients=int(said.get("connected_clients", 0)),
-            eviction_policy=said.get("maxmemory_policy", ""),
-        )
+        return self._ask(_pack_all([[b"INFO"], [b"DBSIZE"]]), 2, budget, lambda replies: _info(*replies))
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -161,29 +161,40 @@ class RedisStore:
         for connection in idle:
             connection.disconnect()
 
-    def _run(self, script: str, keys: Sequence[str], arguments: Sequence[bytes], budget: Budget) -> Any:
+    def _run(
+        self, script: str, keys: Sequence[str], given: Sequence[bytes], budget: Budget, parse: Callable[[Any], T]
+    ) -> T:
         digest, source = _script(script)
-        rest: tuple[str | bytes, ...] = (b"%d" % len(keys), *keys, *arguments)
-        reply = self._ask(_pack(b"EVALSHA", digest, *rest), 1, budget)[0]
-        if isinstance(reply, driver.NoScriptError):
-            reply = self._ask(_pack(b"EVAL", source, *rest), 1, budget)[0]
-        return _accept(reply)
-
-    def _ask(self, packed: bytes, replies: int, budget: Budget, *, may_repeat: bool = False) -> list[Any]:
-        """Send *packed* and return that many replies; an error reply is an exception in the list."""
+        rest: tuple[str | bytes, ...] = (b"%d" % len(keys), *keys, *given)
         try:
-            connection = self._checkout(probe=not may_repeat)
-            if connection is None:
-                return self._converse(self._connect(budget), packed, replies, budget)
-            try:
-                return self._converse(connection, packed, replies, budget)
-            except driver.ConnectionError as error:
-                if not may_repeat or _is_answer(error):
-                    raise
-            self.close()  # the server was restarted: no idle connection has outlived that
-            return self._converse(self._connect(budget), packed, replies, budget)
+            return self._ask(_pack(b"EVALSHA", digest, *rest), 1, budget, lambda replies: parse(_known(replies[0])))
+        except _UnknownScript:
+            return self._ask(_pack(b"EVAL", source, *rest), 1, budget, lambda replies: parse(replies[0]))
+
+    def _ask(
+        self, packed: bytes, replies: int, budget: Budget, parse: Callable[[list[Any]], T], *, may_repeat: bool = False
+    ) -> T:
+        """Send *packed*, take that many replies, and return what *parse* makes of them.
+
+        *parse* raises a `StoreError` for a refusal, anything else for a reply of a wrong shape.
+        """
+        try:
+            return parse(self._exchange(packed, replies, budget, may_repeat))
         except FAULTS as error:
+            self.close()  # what is wrong with one connection may be wrong with all
             raise _store_error(error) from None
+
+    def _exchange(self, packed: bytes, replies: int, budget: Budget, may_repeat: bool) -> list[Any]:
+        connection = self._checkout(probe=not may_repeat)
+        if connection is None:
+            return self._converse(self._connect(budget), packed, replies, budget)
+        try:
+            return self._converse(connection, packed, replies, budget)
+        except driver.ConnectionError as error:
+            if not may_repeat or _is_answer(error):
+                raise
+        self.close()  # the server was restarted: no idle connection has outlived that
+        return self._converse(self._connect(budget), packed, replies, budget)
 
     def _converse(self, connection: Any, packed: bytes, replies: int, budget: Budget) -> list[Any]:
         try:
@@ -305,11 +316,22 @@ def _pack(*parts: str | bytes) -> bytes:
     >>> _pack(b"UNLINK", "k")
     b'*2\\r\\n$6\\r\\nUNLINK\\r\\n$1\\r\\nk\\r\\n'
     """
-    encoded = [part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape") for part in parts]
-    return b"*%d\r\n" % len(encoded) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in encoded])
+    return _pack_all([parts])
+
+
+def _pack_all(commands: Sequence[Sequence[str | bytes]]) -> bytes:
+    """Return *commands* in RESP. One join: an answer of megabytes is copied once."""
+    pieces: list[bytes] = []
+    for command in commands:
+        pieces.append(b"*%d\r\n" % len(command))
+        for part in command:
+            encoded = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+            pieces += (b"$%d\r\n" % len(encoded), encoded, b"\r\n")
+    return b"".join(pieces)
 
 
 def _reply(connection: Any) -> Any:
+    """Return the next reply; an error reply is an exception that is returned."""
     try:
         return connection.read_response()
     except driver.ResponseError as error:
@@ -321,6 +343,53 @@ def _accept(reply: Any) -> Any:
     if isinstance(reply, driver.ResponseError):
         raise _store_error(reply) from None
     return reply
+
+
+def _known(reply: Any) -> Any:
+    if isinstance(reply, driver.NoScriptError):
+        raise _UnknownScript
+    return reply
+
+
+def _number(reply: Any) -> int:
+    if type(number := _accept(reply)) is not int:
+        raise ValueError("not a number")
+    return number
+
+
+def _values(reply: Any, count: int) -> list[bytes | None]:
+    values = _accept(reply)
+    if type(values) is not list or len(values) != count:
+        raise ValueError("not that many values")
+    for value in values:
+        if value is not None and type(value) is not bytes:
+            raise ValueError("not values")
+    return values
+
+
+def _ensured(replies: list[Any], count: int) -> list[bytes | None]:
+    """A refused SET does not hide a token that was there; it counts when a token is missing."""
+    held = _values(replies[-1], count)
+    if None in held:
+        for reply in replies:
+            _accept(reply)
+    return held
+
+
+def _scanned(reply: Any) -> tuple[int, list[str]]:
+    following, keys = _accept(reply)
+    return int(following), [key.decode("utf-8", "surrogateescape") for key in keys]
+
+
+def _info(text: Any, keys: Any) -> StoreInfo:
+    said = dict(line.split(":", 1) for line in _accept(text).decode("utf-8", "replace").splitlines() if ":" in line)
+    return StoreInfo(
+        version=said.get("valkey_version") or said.get("redis_version", ""),
+        keys=_number(keys),
+        memory_used_bytes=int(said.get("used_memory", 0)),
+        connected_clients=int(said.get("connected_clients", 0)),
+        eviction_policy=said.get("maxmemory_policy", ""),
+    )
 
 
 def _store_error(error: BaseException) -> StoreError:
@@ -339,11 +408,17 @@ def _prefix(error: BaseException) -> str:
     if not isinstance(error, driver.RedisError):
         return ""
     said = getattr(error, "status_code", None) or _PREFIX_OF_CLASS.get(type(error).__name__)
-    found = _PREFIX.search(f"{said}" if said and said != "ERR" else str(error))
-    return found[1] if found else ""
+    found = _PREFIX.search(said if said and said != "ERR" else str(error))
+    return found[1] if found else said or ""
 
 
 def _is_answer(error: BaseException) -> bool:
     """Return whether a server answered, in its way."""
-    answers = (driver.ResponseError, driver.AuthenticationError, driver.BusyLoadingError, driver.InvalidResponse)
+    answers = (
+        driver.ResponseError,
+        driver.AuthenticationError,
+        driver.BusyLoadingError,
+        driver.InvalidResponse,
+        ValueError,
+    )
     return isinstance(error, answers) or "max number of clients" in str(error)
