@@ -1,0 +1,55 @@
+"""Caches for tests: on a real server, or in memory with clocks that are wound by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aicache_tasks import AIResponseCache
+from aicache_tasks.settings import Settings
+from aicache_tasks.stores.memory import MemoryStore
+
+STRICT = Settings.from_mapping({"aicache_strict": True})
+PATIENT = {"aicache_budget_ms": 5000, "aicache_connect_ms": 5000}
+"""For tests of what is answered, not of how soon."""
+DEFAULT_BUDGETS = {"aicache_budget_ms": 50, "aicache_connect_ms": 250}
+ANSWER = {"operation": "summarize", "success": True, "result": "A summary of the text.", "metadata": {"word_count": 5}}
+
+
+class Clock:
+    """A wall clock, a monotonic clock and a store's clock that move together."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore(lambda: 0.0)
+        self.wall_ms = 1_700_000_000_000
+        self.mono_s = 50.0
+
+    def wind(self, seconds: float) -> None:
+        self.store.now_s += seconds
+        self.wall_ms += int(seconds * 1000)
+        self.mono_s += seconds
+
+
+def wound_cache(clock: Clock, **given: Any) -> AIResponseCache:
+    """Return a cache in memory that lives by *clock*."""
+    return AIResponseCache(
+        store=clock.store,
+        settings=given.pop("settings", STRICT),
+        now_ms=lambda: clock.wall_ms,
+        mono_s=lambda: clock.mono_s,
+        **given,
+    )
+
+
+def live_cache(url: str, settings: dict[str, Any] | None = None, **given: Any) -> AIResponseCache:
+    """Return a cache on a real server, with time enough for a busy machine unless *settings* says otherwise."""
+    return AIResponseCache(url, settings=STRICT.updated({**PATIENT, **(settings or {})}), **given)
+
+
+def gets(cache: AIResponseCache) -> list[Any]:
+    """Return the timings of look-ups, oldest first."""
+    return [m for m in cache.monitor.cache_operation_times if m.operation_type == "get"]
+
+
+def sets(cache: AIResponseCache) -> list[Any]:
+    """Return the timings of stores, oldest first."""
+    return [m for m in cache.monitor.cache_operation_times if m.operation_type == "set"]
