@@ -15,19 +15,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any, Final
 
 from aicache_tasks.errors import MissingExtraError
 from workers.engines.base import NO_ANSWER, Completion, EngineRequest
-
-try:
-    import lede  # type: ignore[import-untyped]
-    import nupunkt
-    import vader
-except ImportError as _missing:
-    raise MissingExtraError(_missing.name or "a package", "extractive") from _missing
 
 _PACKAGES: Final = ("lede", "nupunkt", "nltk-vader-sentiment")
 _STOP_WORDS: Final = (
@@ -56,24 +49,25 @@ _KINDS: Final = (
     (re.compile(r"where\b"), _PLACE),
     (re.compile(r"why\b"), _CAUSE),
 )
-_COVERED: Final = 0.7  # by trial: below it sentences of the same topic pass, above it plain rewordings fail
 
 
 class ExtractiveEngine:
-    """Answers by copying; its model is the versions of its three packages."""
+    """Answers by copying; its model is the versions of its packages, which load at the first answer, not for a hit."""
 
     name: Final = "extractive"
     sampling: Final[Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self) -> None:
-        self.model = " ".join(f"{package}-{version(package)}" for package in _PACKAGES)
-        self._vader = vader.SentimentIntensityAnalyzer()
+        try:
+            self.model = " ".join(f"{package}-{version(package)}" for package in _PACKAGES)
+        except PackageNotFoundError as missing:
+            raise MissingExtraError(missing.name, "extractive") from None
 
     def complete(self, request: EngineRequest) -> Completion:
         """Answer *request*; the finish reason is ``length`` when no whole sentence fits in the length asked for."""
         operations: Mapping[str, Callable[[EngineRequest, Sequence[str]], str]] = {
             "summarize": lambda r, s: summarize(s, r.parameters["max_length"]),
-            "sentiment": lambda _, s: self._mood(s),
+            "sentiment": lambda _, s: mood(s),
             "key_points": lambda r, s: "\n".join(f"- {p}" for p in key_sentences(s, r.parameters["max_points"])),
             "questions": lambda r, s: "\n".join(f"- {q}" for q in fill_ins(s, r.parameters["num_questions"])),
             "qa": lambda r, s: find_answer(r.question or "", s) or NO_ANSWER,
@@ -82,28 +76,34 @@ class ExtractiveEngine:
         usage = {"input_words": len(request.text.split()), "output_words": len(reply.split())}
         return Completion(reply, usage, self.model, "stop" if reply else "length")
 
-    def _mood(self, sentences: Sequence[str]) -> str:
-        scores = [self._vader.polarity_scores(s)["compound"] for s in sentences]
-        # +-0.05 are the bounds that VADER's authors give for a neutral text.
-        good, bad, mean = sum(s >= 0.05 for s in scores), sum(s <= -0.05 for s in scores), sum(scores) / len(scores)
-        label = "mixed" if min(good, bad) > 0.3 * (good + bad) else "positive" if good > bad else "negative"
-        label = label if good + bad >= 0.2 * len(scores) else "neutral"
-        share = {"neutral": len(scores) - good - bad, "mixed": good + bad}.get(label, max(good, bad)) / len(scores)
-        why = f"{good} of {len(scores)} sentences read positive and {bad} negative; the mean score is {mean:.2f}."
-        return json.dumps({"sentiment": label, "confidence": round(share, 2), "explanation": why})
+
+def mood(sentences: Sequence[str]) -> str:
+    """Return the mood of *sentences* as JSON; +-0.05 are the bounds that VADER's authors give for a neutral text."""
+    from vader import polarity_scores
+
+    scores = [polarity_scores(s)["compound"] for s in sentences]
+    good, bad, mean = sum(s >= 0.05 for s in scores), sum(s <= -0.05 for s in scores), sum(scores) / len(scores)
+    label = "mixed" if min(good, bad) > 0.3 * (good + bad) else "positive" if good > bad else "negative"
+    label = label if good + bad >= 0.2 * len(scores) else "neutral"
+    share = {"neutral": len(scores) - good - bad, "mixed": good + bad}.get(label, max(good, bad)) / len(scores)
+    why = f"{good} of {len(scores)} sentences read positive and {bad} negative; the mean score is {mean:.2f}."
+    return json.dumps({"sentiment": label, "confidence": round(share, 2), "explanation": why})
 
 
 def split(text: str) -> list[str]:
     """Return the sentences of *text*, white space made single, without titles if there is anything else."""
-    found = [" ".join(s.split()) for part in re.split(r"\n\s*\n", text) for s in nupunkt.sentences(part)]
+    from nupunkt import sentences
+
+    found = [" ".join(s.split()) for part in re.split(r"\n\s*\n", text) for s in sentences(part)]
     return [s for s in found if re.search(r"[.!?…][\"'”’)\]]*$", s)] or found
 
 
 def summarize(sentences: Sequence[str], max_words: int) -> str:
     """Return the best sentences in their order, *max_words* at most; empty if none is that short."""
-    body = " ".join(sentences)
-    for chars in range(min(len(body), max_words * 9), 0, -max_words):
-        cut = lede.summarize(body, max_length=chars).summary
+    import lede  # type: ignore[import-untyped]
+
+    for chars in range(9 * max_words, 0, -max_words):
+        cut = lede.summarize(" ".join(sentences), max_length=chars).summary
         picked = " ".join(s for s in sentences if s in cut)
         if picked and len(picked.split()) <= max_words:
             return picked
@@ -133,7 +133,7 @@ def fill_ins(sentences: Sequence[str], count: int) -> list[str]:
 
 
 def find_answer(question: str, sentences: Sequence[str]) -> str | None:
-    """Return the sentence that answers *question*, None if none surely does."""
+    """Return the sentence that covers *question* and adds what it asks for; 0.7 by trial: less lets the topic pass."""
     asked, stems = _stems(question), [_stems(s) for s in sentences]
     idf = {w: math.log(1 + len(stems) / (0.5 + sum(w in found for found in stems))) for w in asked}
     named = _stems(" ".join(m[0] for m in re.finditer(r"(?<=\w )[A-Z]\w+|\d[\d.,]*", question)))
@@ -141,7 +141,7 @@ def find_answer(question: str, sentences: Sequence[str]) -> str | None:
         return None
     kind = next((kind for ask, kind in _KINDS if ask.search(question.lower())), _WORD)
     weight = [sum(idf[w] for w in asked & found) / sum(idf.values()) for found in stems]
-    fit = [i for i, s in enumerate(sentences) if weight[i] >= _COVERED and _stems(" ".join(kind.findall(s))) - asked]
+    fit = [i for i, s in enumerate(sentences) if weight[i] >= 0.7 and _stems(" ".join(kind.findall(s))) - asked]
     return sentences[max(fit, key=lambda i: (weight[i], -len(stems[i])))] if fit else None
 
 
