@@ -43,7 +43,7 @@ class AIResponseCache:
         redis_url: server of the cache; None takes the one in *settings*.
         default_ttl: seconds that an answer lives if neither a policy nor *operation_ttls* says.
         text_hash_threshold: characters from which a text is of size class ``large`` in key timings.
-        hash_algorithm: name of a digest that hashlib knows.
+        hash_algorithm: name of a digest that hashlib knows, or its constructor, such as ``hashlib.sha256``.
         compression_threshold: bytes up to which bodies are stored as they are.
         compression_level: of zstd or zlib; None is their usual one.
         text_size_tiers: upper limits in characters, ``{"small": 500, "medium": 5000, "large": 50000}``.
@@ -65,7 +65,7 @@ class AIResponseCache:
         redis_url: str | None = None,
         default_ttl: float | None = None,
         text_hash_threshold: int | None = None,
-        hash_algorithm: str | None = None,
+        hash_algorithm: str | Callable[[], Any] | None = None,
         compression_threshold: int | None = None,
         compression_level: int | None = None,
         text_size_tiers: Mapping[str, int] | None = None,
@@ -83,7 +83,7 @@ class AIResponseCache:
             "aicache_url": redis_url,
             "aicache_ttl": default_ttl,
             "aicache_text_hash_threshold": text_hash_threshold,
-            "aicache_hash": hash_algorithm,
+            "aicache_hash": hash_algorithm().name if callable(hash_algorithm) else hash_algorithm,
             "aicache_compression_threshold_bytes": compression_threshold,
             "aicache_compression_level": compression_level,
             "aicache_text_tiers": text_size_tiers,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.caches import ANSWER, STRICT, Clock, gets, live_cache, sets, wound_cache
 
 from aicache_tasks import CachePerformanceMonitor
 from aicache_tasks.errors import StoreRefused, StoreUnavailable
 from aicache_tasks.settings import Settings
 from aicache_tasks.testing import EmbeddedServer
+from tests.caches import ANSWER, STRICT, Clock, gets, live_cache, sets, wound_cache
 
 TEXT = "The harbour council met on Tuesday to decide about the ferry. " * 4
 

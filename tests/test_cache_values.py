@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import hashlib
 import os
 import pickle
 import zlib
@@ -133,6 +134,15 @@ def test_version_tenant_and_vary_are_part_of_the_identity() -> None:
     assert cache.get_cached_response(TEXT, "summarize", {}) is None
     said["model"] = "one"
     assert cache.get_cached_response(TEXT, "summarize", {}) == ANSWER
+
+
+def test_the_hash_is_pluggable_by_name_and_by_constructor() -> None:
+    """C5."""
+    keys = {
+        wound_cache(Clock(), hash_algorithm=algorithm).generate_cache_key(TEXT, "qa")
+        for algorithm in ("md5", "sha1", "sha256", hashlib.sha256, "sha512", "blake2b")
+    }
+    assert len(keys) == 5
 
 
 def test_two_questions_whose_short_hashes_collide_have_their_own_answers(valkey: EmbeddedServer) -> None:
