@@ -14,9 +14,12 @@ import functools
 import hashlib
 import os
 import re
+import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -182,7 +185,7 @@ class RedisStore:
             return parse(self._exchange(packed, replies, budget, may_repeat))
         except FAULTS as error:
             self.close()  # what is wrong with one connection may be wrong with all
-            raise _store_error(error) from None
+            raise _interruption(error) or _store_error(error) from None
 
     def _exchange(self, packed: bytes, replies: int, budget: Budget, may_repeat: bool) -> list[Any]:
         connection = self._checkout(probe=not may_repeat)
@@ -262,7 +265,16 @@ def _driver_options() -> dict[str, Any]:
         "decode_responses": False,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
+        "command_packer": _Packer(),
     }
+
+
+class _Packer:
+    """Packs the handshake's commands. hiredis's own packer ends the process when a signal handler raises inside it."""
+
+    def pack(self, *parts: str | bytes | int) -> list[bytes]:
+        """Return the command as redis-py wants it: a list of pieces."""
+        return [_pack(*(str(part) if isinstance(part, int) else part for part in parts))]
 
 
 @functools.cache
@@ -390,6 +402,24 @@ def _info(text: Any, keys: Any) -> StoreInfo:
         connected_clients=int(said.get("connected_clients", 0)),
         eviction_policy=said.get("maxmemory_policy", ""),
     )
+
+
+def _interruption(error: BaseException) -> BaseException | None:
+    """Return what a signal handler raised, if a handler's ``TimeoutError`` was taken for a fault of the socket."""
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    suspect: BaseException | None = error
+    while suspect is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(suspect.__traceback__)]
+        if handlers.intersection(frame.f_code for frame in frames):
+            return suspect
+        suspect = suspect.__context__
+        if suspect is None or suspect.__traceback__ is None or not _is_drivers(suspect.__traceback__.tb_frame):
+            return None  # the caller's own exception, which it was handling when it called
+    return None
+
+
+def _is_drivers(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "redis"
 
 
 def _store_error(error: BaseException) -> StoreError:
