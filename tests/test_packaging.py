@@ -121,6 +121,7 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.soak
 def test_a_wheel_that_is_missing_gives_one_line_and_the_next_run_starts_over(clone: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "HOME": str(clone / "empty")}
     for _ in range(2):
