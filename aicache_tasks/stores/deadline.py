@@ -66,13 +66,14 @@ class DeadlineSocket:
         return not self._poll_read(0) and not (self._pending and self._pending())
 
     def _receive(self, receive: Callable[[Any], Any], into: Any) -> Any:
+        arrived = True
         while True:
-            arrived = self._await_bytes()
-            try:
+            try:  # before any wait: a server on the same core has often replied by now, and a poll is another call
                 return receive(into)
             except _WOULD_BLOCK:
                 if not arrived:
                     raise DeadlineExceeded from None
+            arrived = self._await_bytes()
 
     def _await_bytes(self) -> bool:
         if self._pending and self._pending():

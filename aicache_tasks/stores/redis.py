@@ -31,6 +31,7 @@ from redis.retry import Retry
 from aicache_tasks.errors import SettingsError, StoreError, StoreRefused, StoreUnavailable
 from aicache_tasks.stores.base import Budget, StoreInfo, Tombstoned
 from aicache_tasks.stores.deadline import DeadlineSocket
+from aicache_tasks.stores.resp import pack_mget
 
 HEAD_BYTES: Final = 4096
 HASHED_FROM_BYTES: Final = 1024
@@ -96,10 +97,7 @@ class RedisStore:
 
     def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
         """See `Store.read`: one MGET, asked again on a new connection if an idle one proves dead."""
-        parts = [f"*{len(keys) + 1}\r\n$4\r\nMGET\r\n"]
-        parts += [f"${len(key.encode())}\r\n{key}\r\n" for key in keys]
-        packed = "".join(parts).encode()
-        return self._ask(packed, 1, budget, lambda replies: _values(replies[0], len(keys)), may_repeat=True)
+        return self._ask(pack_mget(keys), 1, budget, lambda replies: _values(replies[0], len(keys)), may_repeat=True)
 
     def ensure(
         self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
