@@ -248,6 +248,6 @@ def _inflate_zlib(opened: Opened) -> bytes:
         raw = inflater.decompress(opened.body, opened.raw_bytes + 1)
     except zlib.error:
         raise CorruptPayload("the body does not decompress") from None
-    if not inflater.eof or inflater.unconsumed_tail or inflater.unused_data:
+    if not inflater.eof or inflater.unused_data:
         raise CorruptPayload("length of the body")
     return raw
