@@ -16,22 +16,20 @@ from typing import Any
 from aicache_tasks.call import Call, Rules
 from aicache_tasks.codec import Codec
 from aicache_tasks.errors import StoreError
+from aicache_tasks.identity import Identities
 from aicache_tasks.invalidation import ADMIN_BUDGET_S, Invalidator
 from aicache_tasks.keys import CacheKeyGenerator
 from aicache_tasks.local import LocalCache
 from aicache_tasks.lookup import Hit, Lookup
 from aicache_tasks.monitor import CachePerformanceMonitor
 from aicache_tasks.parts import InternalErrors, Parts, wall_ms
-from aicache_tasks.policy import NO_DIRECTIVES, CachePolicy, Directives, PolicyRegistry
+from aicache_tasks.policy import CachePolicy, Directives, PolicyRegistry
 from aicache_tasks.publish import Publisher
 from aicache_tasks.records import MISS, CacheEntry, Miss, Sample
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores import open_store
 from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.guard import Breaker, Guard
-
-_NO_POLICY = CachePolicy()
-_MAX_NAMES_SEEN = 10_000
 
 
 class AIResponseCache:
@@ -95,9 +93,8 @@ class AIResponseCache:
         self.parts = _parts(self.settings, store, performance_monitor, now_ms, mono_s)
         self.monitor, self.keys = self.parts.monitor, self.parts.keys
         self._lookup, self._publisher = Lookup(self.parts), Publisher(self.parts)
-        self._invalidator = Invalidator(self.parts, self._longest_ttl_s)
-        self._operations: set[str] = set()
-        self._tags: set[str] = set()
+        self._identities = Identities(self.settings, self.policies, self.keys)
+        self._invalidator = Invalidator(self.parts, self._identities.longest_ttl_s)
 
     # The two steps that tasks use.
 
@@ -135,14 +132,7 @@ class AIResponseCache:
 
     def rules(self, operation: str, policy: CachePolicy) -> Rules:
         """Return what *policy* and the settings say about storing answers of *operation*."""
-        settings, ttl_s = self.settings, policy.ttl_s
-        return Rules(
-            settings.ttls.get(operation, settings.ttl) if ttl_s is None else ttl_s,
-            settings.jitter if policy.jitter is None else policy.jitter,
-            policy.store_if,
-            policy.validate,
-            policy.local,
-        )
+        return self._identities.rules(operation, policy)
 
     # The façade.
 
@@ -158,10 +148,8 @@ class AIResponseCache:
         vary: Any = None,
     ) -> str:
         """Return the whole Redis key of a call; raises `KeyEncodingError` as `CacheKeyGenerator` does."""
-        policy = self.policies.find(operation) or _NO_POLICY
-        options = self.policies.filled(operation, options)
-        identity = self._identity(policy, text, options, question, version, tenant, vary)
-        return self.keys.generate_cache_key(text, operation, options, question, **identity)
+        known = self._identities.of(operation)
+        return self._identities.key(known, text, operation, options, question, version, tenant, vary).redis_key
 
     def get_cached_response(
         self,
@@ -272,8 +260,8 @@ class AIResponseCache:
         It is matched against registered operations and against tags that policies name or that this process has used,
         never against Redis keys: ``q`` does not match ``qa``, ``q*`` does.
         """
-        operations = {*self.policies.operations(), *self.settings.ttls, *self._operations}
-        return self._invalidator.pattern(pattern, operations, {*self.policies.tags(), *self._tags}, operation_context)
+        operations, tags = self._identities.used(), self._identities.used_tags()
+        return self._invalidator.pattern(pattern, operations, tags, operation_context)
 
     def invalidate_by_operation(self, operation: str, operation_context: str = "") -> None:
         """Take every answer of *operation* out of force, in one write per bucket."""
@@ -371,67 +359,18 @@ class AIResponseCache:
         tags: Sequence[str] | None,
     ) -> Call | None:
         """Return the call, or None if its arguments cannot be keyed: then it has no entry."""
-        policy = self.policies.find(operation) or _NO_POLICY
+        known = self._identities.of(operation)
         try:
-            options = self.policies.filled(operation, options)
-            identity = self._identity(policy, text, options, question, version, tenant, None)
-            key = self.keys.key(text, operation, options, question, **identity)
-            names = self._tags_of(policy, tags, text, options, question)
+            key = self._identities.key(known, text, operation, options, question, version, tenant)
+            names = self._identities.tags(known, text, operation, options, question, tags)
         except (TypeError, ValueError) as error:
             self.bypassed(operation, error)
             return None
-        self.used(operation, names)
-        return Call(key, names, self.rules(operation, policy), self.parts.budget(), NO_DIRECTIVES)
+        return Call(key, names, known.rules, self.parts.budget())
 
-    def used(self, operation: str, tags: Iterable[str]) -> None:
-        """Remember names for `invalidate_pattern`, up to a bound."""
-        for names, name in ((self._operations, operation), *((self._tags, tag) for tag in tags)):
-            if len(names) < _MAX_NAMES_SEEN:
-                names.add(name)
-
-    def _identity(
-        self,
-        policy: CachePolicy,
-        text: Any,
-        options: Mapping[str, Any] | None,
-        question: str | None,
-        version: str | int | None,
-        tenant: str | None,
-        vary: Any,
-    ) -> dict[str, Any]:
-        """Fill what the caller left out from the operation's policy."""
-        arguments = _arguments(policy, text, options, question)
-        return {
-            "version": policy.version if version is None else version,
-            "tenant": policy.tenant_of(arguments) if tenant is None else tenant,
-            "vary": policy.vary_of(arguments) if vary is None else vary,
-        }
-
-    def _tags_of(
-        self,
-        policy: CachePolicy,
-        tags: Sequence[str] | None,
-        text: Any,
-        options: Mapping[str, Any] | None,
-        question: str | None,
-    ) -> tuple[str, ...]:
-        if tags is not None:
-            return CachePolicy(tags=lambda: tags).tags_of({})
-        return policy.tags_of(_arguments(policy, text, options, question)) if policy.tags else ()
-
-    def _longest_ttl_s(self, operation: str | None) -> float:
-        policies = [self.policies.find(op) for op in self.policies.operations() if operation in (None, op)]
-        own = [policy.ttl_s for policy in policies if policy is not None and policy.ttl_s is not None]
-        table = self.settings.ttls
-        by_table = table.values() if operation is None else [table.get(operation, self.settings.ttl)]
-        return max(self.settings.ttl, *own, *by_table)
-
-
-def _arguments(
-    policy: CachePolicy, text: Any, options: Mapping[str, Any] | None, question: str | None
-) -> dict[str, Any]:
-    arguments = {**(options or {}), policy.text_arg or "text": text}
-    return arguments if question is None else {**arguments, policy.question_arg or "question": question}
+    def used(self, tags: Iterable[str]) -> None:
+        """Remember *tags* for `invalidate_pattern`, up to a bound."""
+        self._identities.remember(tags)
 
 
 def _parts(

@@ -37,33 +37,19 @@ class Call:
         budget: the store time that it may spend.
     """
 
-    __slots__ = (
-        "age_s",
-        "budget",
-        "compute_ns",
-        "cost",
-        "decode_ns",
-        "directives",
-        "get_ns",
-        "held",
-        "kept",
-        "key",
-        "key_ns",
-        "model",
-        "raw_bytes",
-        "reason",
-        "rules",
-        "seen",
-        "set_ns",
-        "set_reason",
-        "set_status",
-        "source",
-        "status",
-        "stored_bytes",
-        "tags",
-        "tokens",
-        "usage",
-    )
+    # Defaults of the class: a hit sets half of them, and a slot cannot have one.
+    tokens: tuple[bytes, ...] | None = None
+    seen = NO_TOMBSTONE
+    status, reason, source = "miss", "", ""
+    set_status = set_reason = ""
+    key_ns = get_ns = decode_ns = compute_ns = set_ns = 0
+    raw_bytes = stored_bytes = 0
+    age_s = 0.0
+    held = ""
+    kept = False
+    model: str | None = None
+    usage: dict[str, int] | None = None
+    cost: float | None = None
 
     def __init__(
         self,
@@ -75,18 +61,6 @@ class Call:
     ) -> None:
         self.key, self.tags, self.rules = key, tags, rules
         self.budget, self.directives = budget, directives
-        self.tokens: tuple[bytes, ...] | None = None
-        self.seen = NO_TOMBSTONE
-        self.status, self.reason, self.source = "miss", "", ""
-        self.set_status = self.set_reason = ""
-        self.key_ns = self.get_ns = self.decode_ns = self.compute_ns = self.set_ns = 0
-        self.raw_bytes = self.stored_bytes = 0
-        self.age_s = 0.0
-        self.held = ""
-        self.kept = False
-        self.model: str | None = None
-        self.usage: dict[str, int] | None = None
-        self.cost: float | None = None
 
     def missed(self, reason: str) -> None:
         """Say why there is no answer; a refresh keeps its own word."""

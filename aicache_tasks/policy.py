@@ -211,7 +211,9 @@ def check_directives(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := sorted(set(given) - {*_SWITCHES, *_DURATIONS}):
         raise DirectiveError(f"with_cache: unknown {unknown[0]!r}; known are {', '.join((*_SWITCHES, *_DURATIONS))}")
-    on = {name: _check_directive(name, value) for name, value in given.items() if value is not None and value is not False}
+    on = {
+        name: _check_directive(name, value) for name, value in given.items() if value is not None and value is not False
+    }
     for one, other in _CONTRADICTIONS:
         if one in on and other in on:
             raise DirectiveError(f"with_cache: {one} and {other} contradict each other")
@@ -246,6 +248,8 @@ class PolicyRegistry:
     """The operations of one application and whose they are."""
 
     def __init__(self) -> None:
+        self.revision = 0
+        """Rises with every change, so that what was worked out from a policy can be told from what holds now."""
         self._policies: dict[str, CachePolicy] = {}
         self._owners: dict[str, set[str]] = {}
         self._defaults: dict[str, Mapping[str, Any]] = {}
@@ -274,6 +278,7 @@ class PolicyRegistry:
             )
         owners.add(owner)
         self._policies[operation] = policy
+        self.revision += 1
         if refine is not None:
             self._refine[operation] = refine
 
@@ -281,6 +286,7 @@ class PolicyRegistry:
         """Note what only the task itself can say: its version by name, and the defaults of its options."""
         self._refine.pop(operation, None)
         self._policies[operation], self._defaults[operation] = policy, dict(defaults)
+        self.revision += 1
 
     def find(self, operation: str) -> CachePolicy | None:
         """Return the policy of *operation*, None if it has none."""
@@ -294,7 +300,7 @@ class PolicyRegistry:
         if policy is None:
             return options
         filled = {**self._defaults.get(operation, {}), **(options or {})}
-        return {name: value for name, value in filled.items() if name not in policy.ignore}
+        return {name: value for name, value in filled.items() if name not in policy.ignore} if policy.ignore else filled
 
     def operations(self) -> list[str]:
         """Return the registered operations, sorted."""

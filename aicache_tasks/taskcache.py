@@ -150,7 +150,7 @@ class TaskCache:
         if directives is not None:
             return self._run(body, args, kwargs, directives_from(directives), None)
         request = self._task.request
-        if request.called_directly or "aicache" in request.__dict__:  # the request is an outer call's
+        if request.called_directly or isinstance(request.__dict__.get("aicache"), CallInfo):  # an outer call's request
             return self._run(body, args, kwargs, NO_DIRECTIVES, None)
         return self._run(body, args, kwargs, _from_headers(request.headers), request)
 
@@ -216,8 +216,11 @@ class TaskCache:
 
     def _note(self, info: CallInfo, request: Any) -> None:
         self._last.info = info
-        if request is not None:
-            request.aicache = info
+        if request is None:
+            return
+        request.aicache = info
+        if request.headers is None:  # else a nested request takes its attributes for headers, and a retry sends them
+            request.headers = {}
 
     # From arguments to a call.
 
@@ -263,7 +266,7 @@ class TaskCache:
         cache = plan.cache
         key = cache.keys.key(text, plan.operation, options, question, version=plan.version, tenant=tenant, vary=vary)
         if tags:
-            cache.used(plan.operation, tags)
+            cache.used(tags)
         call = Call(key, tags, plan.rules, cache.parts.budget(), directives)
         call.key_ns = perf_counter_ns() - started
         return call
