@@ -1,0 +1,105 @@
+"""A prefork worker in a process of its own, for the session, and a worker with threads, for a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+
+from aicache_tasks.testing import EmbeddedServer
+from tests.cluster.nodes import WorkerProcess
+from tests.tasks.bench_tasks import LoneCelery, make_app
+
+collect_ignore = ["bench_worker.py"]  # for the worker: importing it makes an app
+
+
+class Bench(NamedTuple):
+    """A running worker and its caller's app."""
+
+    pool: str
+    app: Celery
+    cache: EmbeddedServer
+    worker: WorkerProcess | None = None
+
+
+class Servers(NamedTuple):
+    """The broker and result server, and the cache's."""
+
+    queue: EmbeddedServer
+    cache: EmbeddedServer
+
+    def config(self, broker_db: int) -> dict[str, str]:
+        queue = self.queue.url.removesuffix("0")
+        return {
+            "broker_url": f"{queue}{broker_db}",
+            "result_backend": f"{queue}{broker_db + 1}",
+            "aicache_url": self.cache.url,
+        }
+
+
+def end(app: Celery) -> None:
+    """Close *app*; results that a failed test's traceback keeps must not unsubscribe from a server that is gone."""
+    app.AsyncResult.__del__ = lambda self: None  # a class of this app alone
+    app.close()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    with EmbeddedServer() as queue, EmbeddedServer() as cache:
+        yield Servers(queue, cache)
+
+
+@pytest.fixture(scope="session")
+def prefork(servers: Servers) -> Iterator[Bench]:
+    config = servers.config(broker_db=0)
+    urls = (config["broker_url"], config["result_backend"], config["aicache_url"])
+    worker = WorkerProcess("tests.tasks.bench_worker", *urls, env={"C_FORCE_ROOT": "1"}).start()  # for pickle
+    app = make_app(**config)
+    try:
+        worker.ready()
+        yield Bench("prefork", app, servers.cache, worker)
+    finally:
+        worker.close()
+        end(app)
+
+
+@pytest.fixture(scope="module")
+def threads(servers: Servers) -> Iterator[Bench]:
+    app = make_app(**servers.config(broker_db=2))
+    with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False):
+        yield Bench("threads", app, servers.cache)
+    end(app)
+
+
+@pytest.fixture(params=["prefork", "threads"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Each kind of worker in turn."""
+    found: Bench = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an app with a cache in memory and no worker; it ends with the test."""
+    apps: list[Celery] = []
+
+    def make_one(**config: Any) -> Celery:
+        from aicache_tasks import install
+
+        defaults = {
+            "broker_url": "memory://",
+            "result_backend": "cache+memory://",
+            "aicache_url": "memory://",
+            "aicache_strict": True,
+        }
+        app = LoneCelery(f"t{len(apps)}", set_as_current=False)
+        app.conf.update({**defaults, **config})
+        apps.append(install(app))
+        return app
+
+    yield make_one
+    for app in apps:
+        app.close()
