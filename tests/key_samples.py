@@ -167,7 +167,6 @@ _HASHABLE_LEAVES = (
     | st.sampled_from([*Color, *Shade, *Level, *Mode, *Right, Right.READ | Right.WRITE])
     | _TEXT.map(lambda t: PurePosixPath(t.replace("\0", "")))
     | st.complex_numbers()
-    | _NUMPY
 )
 _ARRAYS = st.builds(
     lambda items, dtype, column: (
@@ -179,6 +178,7 @@ _ARRAYS = st.builds(
 )
 _LEAVES = (
     _HASHABLE_LEAVES
+    | _NUMPY  # not among keys: Python fails to compare some of them with a Decimal
     | st.sampled_from([Decimal("sNaN")])
     | _ARRAYS
     | st.binary(max_size=4).map(bytearray)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -131,6 +132,8 @@ def test_a_number_and_its_text_are_different_versions() -> None:
         ],
         [{1}, [1], (1, 1), {1: None}, {(1,)}, {frozenset({1})}],
         [[1, [2]], [[1], 2], [1, 2], [[1, 2]], [], [[]], None],
+        [np.float32(0), np.int32(0), np.uint32(0), np.zeros(1, "i4"), np.zeros(1, ">i4"), np.zeros(1, "f4")],
+        [["a", "b"], ["asb"], ["ab"], ["ab", ""], ["a", "b", ""], [["a"], "b"], [["a", "b"]], {"a": "b"}],
         [complex(1, 0), 1.0, complex(0, 1), complex(1, -0.0)],
         [decimal.Decimal(n) for n in ("1", "1.0", "1.00", "10", "1E1", "0", "-0", "0.0", "1E400")],
         [decimal.Decimal(n) for n in ("NaN", "sNaN", "NaN1", "-NaN", "Infinity", "-Infinity")],
@@ -138,8 +141,9 @@ def test_a_number_and_its_text_are_different_versions() -> None:
     ids=lambda values: f"{type(values[0]).__name__} {values[0]!r}",
 )
 def test_values_that_differ_in_type_or_content_have_different_encodings(values: list[Any]) -> None:
-    encodings = [encode_canonical(value) for value in values]
-    assert [i for i, j in itertools.combinations(range(len(values)), 2) if encodings[i] == encodings[j]] == []
+    for wrap in (lambda value: value, lambda value: {0: value}):  # the second is never plain
+        encodings = [encode_canonical(wrap(value)) for value in values]
+        assert [(i, j) for i, j in itertools.combinations(range(len(values)), 2) if encodings[i] == encodings[j]] == []
 
 
 def test_a_secret_changes_the_digest_but_not_what_the_key_shows() -> None:
@@ -456,23 +460,22 @@ def test_timings_share_their_extras() -> None:
     assert sink.samples[0].extra is sink.samples[1].extra
 
 
-def best_s(run: Any, rounds: int = 15) -> float:
-    """The fastest of some rounds: what the work takes when nothing else runs."""
-    taken = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+def cpu_s(run: Callable[[], object]) -> float:
+    """What *run* takes of this thread's time; other work on the machine does not count."""
+    started = time.thread_time()
+    run()
+    return time.thread_time() - started
 
 
 @pytest.mark.parametrize("letter", ["x", "é"])
 def test_the_key_of_a_megabyte_costs_little_more_than_its_hash(letter: str) -> None:
     text, keys = letter * (1_000_000 // len(letter.encode())), CacheKeyGenerator()
-    hashed = best_s(lambda: hashlib.sha256(text.encode()).digest())
-    keyed = best_s(lambda: keys.generate_cache_key(text, "summarize", {"max_length": 100}))
+    rounds = [
+        (cpu_s(lambda: hashlib.sha256(text.encode())), cpu_s(lambda: keys.key(text, "summarize", {"max_length": 100})))
+        for _ in range(40)
+    ]
+    hashed, keyed = map(min, zip(*rounds, strict=True))
     assert keyed <= 1.5 * hashed
-    assert keyed < 0.005
 
 
 # What the rest of the library relies on ------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def check_injective(config: settings) -> None:
         equal = typed_equal(a, b)
         seen[equal] += 1
         assert (encode_canonical(a) == encode_canonical(b)) is equal
+        assert (encode_canonical({0: a}) == encode_canonical({0: b})) is equal  # never plain
 
     check()
     assert min(seen.values()) > config.max_examples / 50, f"one side was hardly tried: {seen}"
