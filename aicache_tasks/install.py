@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 
 from aicache_tasks.errors import StoreError
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.policy import AUTO_VERSION
 from aicache_tasks.redaction import redact_sends
-from aicache_tasks.runtime import Runtime, runtime_of
+from aicache_tasks.runtime import Runtime, hide_secrets, runtime_of
 from aicache_tasks.stores.base import Budget
 
 log = logging.getLogger("aicache_tasks")
@@ -33,9 +33,13 @@ def install(app: Any) -> Any:
     >>> app = install(Celery("shop", broker="memory://"))
     """
     redact_sends(app)
-    if AICacheStep not in app.steps["worker"]:
-        app.steps["worker"].add(AICacheStep)
+    app.steps["worker"].add(AICacheStep)
+    signals.import_modules.connect(_hide_secrets)  # before `celery report` and workers show the configuration
     return app
+
+
+def _hide_secrets(sender: Any, **_: Any) -> None:
+    hide_secrets(sender.conf)
 
 
 class AICacheStep(bootsteps.StartStopStep):

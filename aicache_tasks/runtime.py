@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from aicache_tasks.cache import AIResponseCache
 from aicache_tasks.policy import PolicyRegistry
-from aicache_tasks.settings import PREFIX, Settings, mask_url
+from aicache_tasks.settings import PREFIX, Settings, hide
 
 _RUNTIMES: Final[weakref.WeakKeyDictionary[Any, Runtime]] = weakref.WeakKeyDictionary()
 _LOCK = threading.Lock()
@@ -32,6 +32,7 @@ class Runtime:
         self.policies = PolicyRegistry()
         self._settings: Settings | None = None
         self._cache: AIResponseCache | None = None
+        self._eager_keys: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Settings:
@@ -44,7 +45,7 @@ class Runtime:
             app = self._app()
             assert app is not None, "the application is gone"
             self._settings = _read(app)
-            _mask(app.conf)
+            hide_secrets(app.conf)
         return self._settings
 
     @property
@@ -63,10 +64,16 @@ class Runtime:
     def always_eager(self) -> bool:
         """Say whether tasks of the application run where they are called."""
         app = self._app()
-        # The view's own look-up costs microseconds; its maps are the same answer.
-        for mapping in app.conf.maps if app is not None else ():
-            if "task_always_eager" in mapping:
-                return bool(mapping["task_always_eager"])
+        if app is None:
+            return False
+        if not self._eager_keys:
+            _ = app.conf.task_always_eager  # the configuration may not have been read yet
+            self._eager_keys = tuple(dict.fromkeys(app.conf._to_keys("task_always_eager")))
+        # The view's own look-up costs microseconds; its maps under its keys are the same answer.
+        for mapping in app.conf.maps:
+            for key in self._eager_keys:
+                if key in mapping:
+                    return bool(mapping[key])
         return False
 
     def close(self) -> None:
@@ -92,12 +99,15 @@ def runtime_of(app: Any) -> Runtime:
 
 
 def reset_runtime(app: Any) -> None:
-    """Forget the runtime of *app*, so that changed settings are read; for tests."""
+    """Forget the runtime of *app* and what its tasks made of it, so that changed settings are read; for tests."""
     found = _RUNTIMES.get(app)
-    if found is not None:
-        found._settings, cache, found._cache = None, found._cache, None
-        if cache is not None:
-            cache.close()
+    if found is None:
+        return
+    found._settings, cache, found._cache = None, found._cache, None
+    for task in app.tasks.values():
+        vars(task).pop("_task_cache", None)
+    if cache is not None:
+        cache.close()
 
 
 def _after_fork() -> None:
@@ -108,18 +118,28 @@ def _after_fork() -> None:
 
 
 def _read(app: Any) -> Settings:
-    given = {name: value for name, value in app.conf.items() if name.lower().startswith(PREFIX)}
-    settings = Settings.from_mapping(given, os.environ)
+    settings = Settings.from_mapping(_given(app.conf), os.environ)
     if settings.url is None and settings.share_backend:
         settings = settings.updated({"aicache_url": settings.require_url(app.conf.result_backend)})
     return settings
 
 
-def _mask(conf: Any) -> None:
-    """Take passwords out of what ``inspect conf`` and ``celery report`` show; `Settings` has them."""
-    for name in [name for name in conf if name.lower() in ("aicache_url", "aicache_secret")]:
-        value = conf[name]
-        if name.lower() == "aicache_url" and isinstance(value, str):
-            conf[name] = mask_url(value)
-        elif value:
-            conf[name] = "********"
+def _given(conf: Any) -> dict[str, Any]:
+    """Return the ``aicache_*`` settings, whether they have the application's namespace, upper case, or neither.
+
+    What was set later comes later and wins.
+    """
+    return {name: conf[key] for key in list(conf) if (name := _bare(conf, key)).startswith(PREFIX)}
+
+
+def _bare(conf: Any, key: str) -> str:
+    return key.lower().removeprefix((conf.prefix or "").lower())
+
+
+def hide_secrets(conf: Any) -> None:
+    """Take passwords out of what ``inspect conf`` and ``celery report`` show; `Settings` still reads them."""
+    for key in list(conf):
+        if (name := _bare(conf, key)) in ("aicache_url", "aicache_secret") and conf[key] is not (
+            hidden := hide(name, conf[key])
+        ):
+            conf[key] = hidden

@@ -13,13 +13,14 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 from aicache_tasks.durations import parse_duration
 from aicache_tasks.errors import SettingsError
 
 PREFIX: Final = "aicache_"
+MASK: Final = "********"
 DEFAULT_TTL_S: Final = 3600.0
 OPERATION_TTLS_S: Final[Mapping[str, float]] = {
     "summarize": 7200.0,
@@ -88,11 +89,18 @@ def _choice(*allowed: str) -> Callable[[str, Any], str]:
 def _url(name: str, given: Any) -> str | None:
     if given is None or given == "":
         return None
-    if not isinstance(given, str) or urlsplit(given).scheme not in URL_SCHEMES:
+    if not isinstance(given, str) or _scheme(given) not in URL_SCHEMES:
         raise SettingsError(
             f"{name}: must be a URL that starts with one of {', '.join(s + '://' for s in URL_SCHEMES)}"
         )
     return given
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError:  # such as a bracket that is not closed
+        return ""
 
 
 def _namespace(name: str, given: Any) -> str:
@@ -149,8 +157,8 @@ def _level(name: str, given: Any) -> int | None:
     return None if given is None or given == "" else int(_number(name, given, _whole, 1, 22))
 
 
-def _setting(default: Any, check: Callable[[str, Any], Any], doc: str, *, env: bool = True) -> Any:
-    return field(default=default, metadata={"check": check, "doc": doc, "env": env})
+def _setting(default: Any, check: Callable[[str, Any], Any], doc: str, *, env: bool = True, show: bool = True) -> Any:
+    return field(default=default, repr=show, metadata={"check": check, "doc": doc, "env": env})
 
 
 def _mapping_setting(default: Mapping[str, Any], check: Callable[[str, Any], Any], doc: str) -> Any:
@@ -166,7 +174,7 @@ class Settings:
     """
 
     url: str | None = _setting(
-        None, _url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required."
+        None, _url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required.", show=False
     )
     share_backend: bool = _setting(False, _bool, "Use the result backend's server when `aicache_url` is not set.")
     namespace: str = _setting(
@@ -176,6 +184,7 @@ class Settings:
         None,
         _secret,
         "16 to 64 bytes that key the digests, so that a dump of the server does not confirm a guessed prompt.",
+        show=False,
     )
     hash: str = _setting("sha256", _hash, "Digest of the keys: any name hashlib knows, 128 bits or more.")
     disabled: bool = _setting(False, _bool, "Switch the cache off: every call runs its body.")
@@ -242,7 +251,8 @@ class Settings:
         if unknown := sorted(found.keys() - known.keys()):
             raise SettingsError(_unknown(unknown[0], known))
         found |= _from_environ(known, environ or {})
-        return cls(**{n: known[n].metadata["check"](PREFIX + n, v) for n, v in found.items() if v is not None})
+        real = {name: value.real if isinstance(value, Hidden) else value for name, value in found.items()}
+        return cls(**{n: known[n].metadata["check"](PREFIX + n, v) for n, v in real.items() if v is not None})
 
     def updated(self, given: Mapping[str, Any]) -> Settings:
         """Return a copy with *given* (``aicache_*`` names) checked and put in; raises as `from_mapping` does."""
@@ -265,10 +275,6 @@ class Settings:
             "decides between cache entries and unread task results)"
         )
 
-    def masked(self) -> Settings:
-        """Return a copy that may be shown: no password and no secret."""
-        return replace(self, url=mask_url(self.url) if self.url else None, secret=b"********" if self.secret else None)
-
 
 def _from_environ(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     names = {name: f"AICACHE_{name.upper()}" for name, f in known.items() if f.metadata["env"]}
@@ -284,11 +290,39 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 def mask_url(url: str) -> str:
     """Return *url* with its password, if any, as asterisks.
 
-    >>> mask_url("redis://user:secret@host:6379/0")
-    'redis://user:********@host:6379/0'
+    >>> mask_url("redis://user:secret@host:6379/0"), mask_url("unix:///run/valkey.sock?password=secret&db=1")
+    ('redis://user:********@host:6379/0', 'unix:///run/valkey.sock?password=********&db=1')
     """
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:********@{host}"))
+    url = re.sub(r"^([^:/?#]+://[^:/?#@]*):[^/?#]*@", rf"\1:{MASK}@", url)
+    return re.sub(r"(?i)([?&][a-z_]*password)=[^&#]*", rf"\1={MASK}", url)
+
+
+class Hidden(str):
+    """A setting that shows as *shown* and holds what it stands for; pickling keeps both, for children by spawn.
+
+    >>> url = Hidden(mask_url("redis://:secret@host"), "redis://:secret@host")
+    >>> f"{url}", url.real
+    ('redis://:********@host', 'redis://:secret@host')
+    """
+
+    __slots__ = ("real",)
+    real: Any
+
+    def __new__(cls, shown: str, real: Any) -> Self:
+        """Make the text *shown* that stands for *real*."""
+        hidden = super().__new__(cls, shown)
+        hidden.real = real
+        return hidden
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hidden, (str(self), self.real)
+
+
+def hide(name: str, given: Any) -> Any:
+    """Return *given*, the value of setting *name*, as it may be shown; `Settings.from_mapping` takes it as given."""
+    if not given or isinstance(given, Hidden):
+        return given
+    if name == "aicache_secret":
+        return Hidden(MASK, given)
+    masked = mask_url(given) if name == "aicache_url" and isinstance(given, str) and _scheme(given) else given
+    return given if masked == given else Hidden(masked, given)

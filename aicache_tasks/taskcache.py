@@ -71,7 +71,8 @@ class TaskCache:
     """
 
     def __init__(self, task: Any) -> None:
-        self._task = task
+        self._task, self._runtime = task, runtime_of(task.app)
+        self._operation = self.policy.operation or task.name
         self._last = threading.local()
         self._plan: _Plan | None = None
 
@@ -157,10 +158,10 @@ class TaskCache:
     def _run(
         self, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
     ) -> Any:
-        plan = self.plan
-        if self._off(plan, request):
-            self._note(CallInfo("disabled", "", plan.operation, ""), request)
+        if self._is_off(request):
+            self._note(CallInfo("disabled", "", self._operation, ""), request)
             return body(*args, **kwargs)
+        plan = self.plan
         call = self._begin(plan, args, kwargs, directives, request)
         if call is None:
             self._note(CallInfo("bypass", "", plan.operation, ""), request)
@@ -191,12 +192,13 @@ class TaskCache:
         self._note(call.info(), request)
         return value
 
-    def _off(self, plan: _Plan, request: Any) -> bool:
-        settings = plan.cache.settings
+    def _is_off(self, request: Any) -> bool:
+        """Say whether the cache is switched off for the call; one that is off needs no server."""
+        settings = self._runtime.settings
         if settings.disabled:
             return True
         in_worker = request is not None and not request.is_eager
-        return not in_worker and not settings.eager and runtime_of(self._task.app).always_eager()
+        return not in_worker and not settings.eager and self._runtime.always_eager()
 
     def _begin(
         self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
@@ -232,9 +234,8 @@ class TaskCache:
         return self._plan
 
     def _make_plan(self) -> _Plan:
-        task, policy = self._task, self.policy
-        cache = runtime_of(task.app).cache
-        operation = policy.operation or task.name
+        task, policy, operation = self._task, self.policy, self._operation
+        cache = self._runtime.cache
         signature = inspect.signature(task.run)
         binder = make_binder(
             signature, text_arg=policy.text_arg, question_arg=policy.question_arg, ignore=policy.ignore
@@ -243,7 +244,7 @@ class TaskCache:
         version = fingerprint(task.run) if policy.version == AUTO_VERSION else policy.version
         mapper = make_mapper(signature) if asks else None
         defaults = option_defaults(signature, text_arg=policy.text_arg, question_arg=policy.question_arg)
-        runtime_of(task.app).policies.refined(operation, replace(policy, version=version), defaults)
+        self._runtime.policies.refined(operation, replace(policy, version=version), defaults)
         return _Plan(policy, operation, version, binder, mapper, cache.rules(operation, policy), cache)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
