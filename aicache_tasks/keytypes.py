@@ -152,7 +152,7 @@ def _object(value: Any, kind: type) -> Opened:
     if issubclass(kind, _STATE_OF_ITS_OWN):
         raise Refused(type_name(kind))  # a subclass of str, dict, …: its fields are not all there is to it
     if "__dataclass_fields__" in vars(kind):
-        return _fields(b"C", value, [field.name for field in dataclasses.fields(kind)])
+        return _fields(b"C", value, [field.name for field in dataclasses.fields(value)])
     if "__attrs_attrs__" in vars(kind):
         return _fields(b"A", value, [attribute.name for attribute in vars(kind)["__attrs_attrs__"]])
     model = getattr(sys.modules.get("pydantic.main"), "BaseModel", None)
