@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -24,12 +27,14 @@ class FaultProxy:
 
     Args:
         port: the real server's port on the loopback address.
+        tls: speak TLS to the client, with a certificate that nobody signed.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, tls: bool = False) -> None:
         self._target = ("127.0.0.1", port)
         self.fault: Fault = healthy
         self.connects = 0
+        self._tls = _tls_context() if tls else None
         self._links: list[socket.socket] = []
         self._stopping = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -38,7 +43,7 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"{'rediss' if self._tls else 'redis'}://127.0.0.1:{self.port}/0"
 
     def __enter__(self) -> Self:
         self._accepting.start()
@@ -50,7 +55,8 @@ class FaultProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for link in self._links:
-            close(link)
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
         self._accepting.join()
 
     def wait(self, seconds: float) -> None:
@@ -63,20 +69,33 @@ class FaultProxy:
             except OSError:
                 return
             self.connects += 1
-            far = socket.create_connection(self._target)
-            self._links += [near, far]
-            threading.Thread(
-                target=self._forward, args=(near, far, lambda _, to, data: send(to, data)), daemon=True
-            ).start()
-            threading.Thread(target=self._forward, args=(far, near, None), daemon=True).start()
+            self._links.append(near)
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
-    def _forward(self, source: socket.socket, target: socket.socket, fault: Fault | None) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if not (fault or self.fault)(self, target, data):
-                    break
-        close(source)
-        close(target)
+    def _serve(self, near: socket.socket) -> None:
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            held.callback(near.close)
+            far = held.enter_context(socket.create_connection(self._target))
+            if self._tls:
+                near = held.enter_context(self._tls.wrap_socket(near, server_side=True))
+            while self._pass_on(near, far):
+                pass
+
+    def _pass_on(self, near: socket.socket, far: socket.socket) -> bool:
+        pending = isinstance(near, ssl.SSLSocket) and near.pending()
+        ready = [near] if pending else select.select([near, far], [], [])[0]
+        if near in ready:
+            request = near.recv(65536)
+            far.sendall(request)
+            return bool(request)
+        reply = far.recv(65536)
+        return bool(reply) and self.fault(self, near, reply)
+
+
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Path(__file__).parent / "data" / "localhost.pem")
+    return context
 
 
 def healthy(proxy: FaultProxy, client: socket.socket, reply: bytes) -> bool:
@@ -125,12 +144,6 @@ def send(link: socket.socket, data: bytes) -> bool:
         link.sendall(data)
         return True
     return False
-
-
-def close(link: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        link.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it, and leaves the end or the reset to close
-    link.close()
 
 
 @contextlib.contextmanager

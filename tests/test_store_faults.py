@@ -514,7 +514,58 @@ class TestCostWhileAway:
         ]
 
 
+class TestTls:
+    @pytest.fixture
+    def tls(self, valkey: EmbeddedServer) -> Iterator[FaultProxy]:
+        with FaultProxy(valkey.port, tls=True) as between:
+            yield between
+
+    def test_serves_all_sizes(self, bench_on: Callable[[str], Bench], tls: FaultProxy) -> None:
+        store = bench_on(f"{tls.url}?ssl_cert_reqs=none").store
+        for value in (b"", VALUE, BIG):
+            ask(store, lambda budget, value=value: store.replace([(KEY, value, 0)], budget), 5.0)
+            assert ask(store, lambda budget: store.read([KEY], budget), 5.0) == [value]
+        assert tls.connects == 1
+
+    @pytest.mark.parametrize("name", BROKEN_REPLIES)
+    def test_ends_within_the_budget_and_heals(
+        self, bench_on: Callable[[str], Bench], tls: FaultProxy, name: str
+    ) -> None:
+        bench = bench_on(f"{tls.url}?ssl_cert_reqs=none")
+        bench.write()
+        tls.fault, _ = BROKEN_REPLIES[name]
+        error = failing(bench.read, before=bench.let_probe)
+        assert (error.reason, error.scope) == ("redis_connection_failed", "all")
+        tls.fault = faults.healthy
+        eventually(lambda: heals(bench), within_s=2.0)
+
+    def test_a_certificate_that_nobody_signed_is_refused(
+        self, bench_on: Callable[[str], Bench], tls: FaultProxy
+    ) -> None:
+        with pytest.raises(StoreUnavailable) as caught:
+            bench_on(tls.url).read()
+        assert caught.value.reason == "redis_connection_failed"
+
+
+def heals(bench: Bench) -> bool:
+    """A new TLS connection may take longer than one call's budget on a loaded machine."""
+    bench.let_probe()
+    with contextlib.suppress(StoreError):
+        return bench.read() == VALUE
+    return False
+
+
 class TestManyUsers:
+    def test_a_new_connection_asks_the_server_nothing_of_its_own(
+        self, bench_on: Callable[[str], Bench], own_server: EmbeddedServer
+    ) -> None:
+        with own_server.client() as client:
+            client.ping()
+            client.config_resetstat()
+            bench_on(own_server.url).read()
+            asked = client.info("commandstats")
+        assert set(asked) == {"cmdstat_mget", "cmdstat_config|resetstat"}
+
     def test_children_forked_from_a_process_with_a_live_connection_get_their_own_values(
         self, bench_on: Callable[[str], Bench], valkey: EmbeddedServer
     ) -> None:
@@ -549,6 +600,16 @@ class TestManyUsers:
         store = bench_on(valkey.url).store
         ask(store, lambda budget: store.publish(KEY, BIG, 60_000, NO_TOMBSTONE, [], budget), 5.0)
         assert ask(store, lambda budget: store.read([KEY], budget), 5.0) == [BIG]
+
+    def test_a_value_that_streams_without_a_pause_ends_within_the_budget_too(
+        self, bench_on: Callable[[str], Bench], valkey: EmbeddedServer
+    ) -> None:
+        with valkey.client() as client:
+            client.set("huge", bytes(100_000_000))
+            bench = bench_on(valkey.url)
+            bench.read("small")
+            assert failing(lambda: bench.read("huge"), before=bench.let_probe).detail == "TimeoutError"
+            client.delete("huge")
 
     def test_peer_that_does_not_take_a_large_value_ends_it_within_the_budget(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as deaf:

@@ -15,6 +15,8 @@ import hashlib
 import os
 import re
 import signal
+import socket
+import ssl
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -275,17 +277,27 @@ class _Packer:
         return [_pack(*(str(part) if isinstance(part, int) else part for part in parts))]
 
 
-@functools.cache
-def _deadline_class(base: Any) -> Any:
+def _deadline_class(base: Any) -> Any:  # noqa: C901 - a class with short methods, not a path
     """Return *base* with one deadline over connecting, the handshake and each operation."""
+    contexts: list[ssl.SSLContext] = []
 
     class DeadlineConnection(base):  # type: ignore[misc]
         deadline = 0.0
         wire: DeadlineSocket
 
         def _connect(self) -> DeadlineSocket:
-            self.wire = DeadlineSocket(super()._connect(), self.deadline)
+            self.wire = DeadlineSocket(self._open(), self.deadline)
             return self.wire
+
+        def _open(self) -> socket.socket:
+            # redis-py reads the system's certificates anew for each TLS connection, which alone can take a budget.
+            if contexts:
+                plain = cast("Any", redis.connection.Connection)._connect(self)
+                return contexts[0].wrap_socket(plain, server_hostname=self.host)
+            opened: socket.socket = super()._connect()
+            if isinstance(opened, ssl.SSLSocket) and not (self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled):
+                contexts.append(opened.context)
+            return opened
 
         def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
             # Two round trips of a new connection that tell the server a library's name.
