@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UnknownPayload,
     )
-    from aicache_tasks.install import install
+    from aicache_tasks.installation import install
     from aicache_tasks.keys import CacheKeyGenerator, register_encoder
     from aicache_tasks.monitor import CachePerformanceMonitor
     from aicache_tasks.policy import CachePolicy
@@ -49,7 +49,7 @@ _HOMES: Final = {
     "MISS": "records",
     "Settings": "settings",
     "annotate": "call",
-    "install": "install",
+    "install": "installation",
     "register_encoder": "keys",
     "AICacheError": "errors",
     "BreakerOpen": "errors",
