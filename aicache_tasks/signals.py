@@ -14,7 +14,9 @@ import importlib
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 Handler = Callable[[int, Any], Any]
@@ -75,3 +77,27 @@ class SoftLimitHold:
 
 SOFT_LIMITS: Final = SoftLimitHold()
 """The process's one hold: there is one handler for a signal."""
+
+
+def raised_by_handler(error: BaseException, *, within: str) -> BaseException | None:
+    """Return what a signal handler raised, if that became *error*; None if *error* is a fault of its own.
+
+    A handler's ``TimeoutError`` is one that socket code takes for its own.
+
+    Args:
+        error: what was caught.
+        within: name of the package whose code may have caught the handler's exception and raised another.
+    """
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+    suspect: BaseException | None = error
+    while suspect is not None:
+        if handlers.intersection(frame.f_code for frame, _ in traceback.walk_tb(suspect.__traceback__)):
+            return suspect
+        suspect = suspect.__context__
+        if suspect is None or suspect.__traceback__ is None or not _is_in(suspect.__traceback__.tb_frame, within):
+            return None  # the caller's own exception, which it was handling when it called
+    return None
+
+
+def _is_in(frame: FrameType, package: str) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == package

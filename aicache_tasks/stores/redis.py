@@ -10,18 +10,13 @@ only between a complete reply and the next request, so that no call can read ano
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import re
-import signal
 import socket
 import ssl
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -31,28 +26,19 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from aicache_tasks.errors import SettingsError, StoreError, StoreRefused, StoreUnavailable
+from aicache_tasks.signals import raised_by_handler
 from aicache_tasks.stores.base import Budget, StoreInfo, Tombstoned
 from aicache_tasks.stores.deadline import DeadlineSocket
-from aicache_tasks.stores.resp import pack_mget
+from aicache_tasks.stores.resp import pack, pack_all, pack_mget, px, read_info, read_script
 
 HEAD_BYTES: Final = 4096
 HASHED_FROM_BYTES: Final = 1024
 """`RedisStore.discard` sends a value's SHA-1 in place of a value of this size or more."""
 
-FAULTS: Final = (
-    driver.RedisError,
-    OSError,
-    # What redis-py lets through when its parser meets nonsense or another thread closes its socket. Named one by one:
-    # a soft time limit is an Exception too and must pass.
-    AttributeError,
-    IndexError,
-    MemoryError,
-    NotImplementedError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+# What redis-py lets through when its parser meets nonsense or another thread closes its socket. Named one by one:
+# a soft time limit is an Exception too and must pass.
+_SLIPS = (AttributeError, IndexError, MemoryError, NotImplementedError, OverflowError, RecursionError, TypeError)
+FAULTS: Final = (driver.RedisError, OSError, ValueError, *_SLIPS)
 _REFUSES_WRITES = frozenset({"OOM", "READONLY", "NOPERM", "MISCONF", "NOREPLICAS"})
 _ANSWERS_NOBODY = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "DENIED", "NOPROTO"})
 _REFUSES_THIS = frozenset(
@@ -106,10 +92,10 @@ class RedisStore:
     ) -> list[bytes]:
         """See `Store.ensure`: SET NX for each and one MGET, in one round trip; each reply is judged by itself."""
         sets: list[list[str | bytes]] = [
-            [b"SET", k, v, b"NX", *_px(ttl)] for k, v, ttl in zip(keys, values, ttl_ms, strict=True)
+            [b"SET", k, v, b"NX", *px(ttl)] for k, v, ttl in zip(keys, values, ttl_ms, strict=True)
         ]
         held = self._ask(
-            _pack_all([*sets, [b"MGET", *keys]]), len(sets) + 1, budget, lambda replies: _ensured(replies, len(keys))
+            pack_all([*sets, [b"MGET", *keys]]), len(sets) + 1, budget, lambda replies: _ensured(replies, len(keys))
         )
         if None in held:  # a value of another type
             wanted = zip(keys, values, ttl_ms, held, strict=True)
@@ -140,23 +126,28 @@ class RedisStore:
 
     def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
         """See `Store.replace`: one pipeline."""
-        sets: list[list[str | bytes]] = [[b"SET", key, value, *_px(ttl_ms)] for key, value, ttl_ms in values]
+        sets: list[list[str | bytes]] = [[b"SET", key, value, *px(ttl_ms)] for key, value, ttl_ms in values]
         if sets:
-            self._ask(_pack_all(sets), len(sets), budget, lambda replies: [_accept(reply) for reply in replies])
+            self._ask(pack_all(sets), len(sets), budget, lambda replies: [_accept(reply) for reply in replies])
 
     def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
         """See `Store.scan`."""
         pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", prefix) + "*"
-        packed = _pack(b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % count)
+        packed = pack(b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % count)
         return self._ask(packed, 1, budget, lambda replies: _scanned(replies[0]))
 
     def unlink(self, keys: Sequence[str], budget: Budget) -> int:
         """See `Store.unlink`."""
-        return self._ask(_pack(b"UNLINK", *keys), 1, budget, lambda replies: _number(replies[0])) if keys else 0
+        return self._ask(pack(b"UNLINK", *keys), 1, budget, lambda replies: _number(replies[0])) if keys else 0
 
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
-        return self._ask(_pack_all([[b"INFO"], [b"DBSIZE"]]), 2, budget, lambda replies: _info(*replies))
+        return self._ask(
+            pack_all([[b"INFO"], [b"DBSIZE"]]),
+            2,
+            budget,
+            lambda replies: read_info(_accept(replies[0]), _number(replies[1])),
+        )
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -167,12 +158,12 @@ class RedisStore:
     def _run(
         self, script: str, keys: Sequence[str], given: Sequence[bytes], budget: Budget, parse: Callable[[Any], T]
     ) -> T:
-        digest, source = _script(script)
+        digest, source = read_script(script)
         rest: tuple[str | bytes, ...] = (b"%d" % len(keys), *keys, *given)
         try:
-            return self._ask(_pack(b"EVALSHA", digest, *rest), 1, budget, lambda replies: parse(_known(replies[0])))
+            return self._ask(pack(b"EVALSHA", digest, *rest), 1, budget, lambda replies: parse(_known(replies[0])))
         except _UnknownScript:
-            return self._ask(_pack(b"EVAL", source, *rest), 1, budget, lambda replies: parse(replies[0]))
+            return self._ask(pack(b"EVAL", source, *rest), 1, budget, lambda replies: parse(replies[0]))
 
     def _ask(
         self, packed: bytes, replies: int, budget: Budget, parse: Callable[[list[Any]], T], *, may_repeat: bool = False
@@ -185,7 +176,7 @@ class RedisStore:
             return parse(self._exchange(packed, replies, budget, may_repeat))
         except FAULTS as error:
             self.close()  # what is wrong with one connection may be wrong with all
-            raise _interruption(error) or _store_error(error) from None
+            raise raised_by_handler(error, within="redis") or _store_error(error) from None
 
     def _exchange(self, packed: bytes, replies: int, budget: Budget, may_repeat: bool) -> list[Any]:
         connection = self._checkout(probe=not may_repeat)
@@ -274,7 +265,7 @@ class _Packer:
 
     def pack(self, *parts: str | bytes | int) -> list[bytes]:
         """Return the command as redis-py wants it: a list of pieces."""
-        return [_pack(*(str(part) if isinstance(part, int) else part for part in parts))]
+        return [pack(*(str(part) if isinstance(part, int) else part for part in parts))]
 
 
 def _deadline_class(base: Any) -> Any:  # noqa: C901 - a class with short methods, not a path
@@ -319,37 +310,6 @@ def _deadline_class(base: Any) -> Any:  # noqa: C901 - a class with short method
         def socket_connect_timeout(self, _: float | None) -> None: ...
 
     return DeadlineConnection
-
-
-@functools.cache
-def _script(name: str) -> tuple[bytes, bytes]:
-    """Return SHA-1 in hex and source of a script in ``lua/``."""
-    source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
-    return hashlib.sha1(source, usedforsecurity=False).hexdigest().encode(), source
-
-
-def _px(ttl_ms: int) -> tuple[bytes, ...]:
-    return (b"PX", b"%d" % ttl_ms) if ttl_ms else ()
-
-
-def _pack(*parts: str | bytes) -> bytes:
-    """Return a command in RESP.
-
-    >>> _pack(b"UNLINK", "k")
-    b'*2\\r\\n$6\\r\\nUNLINK\\r\\n$1\\r\\nk\\r\\n'
-    """
-    return _pack_all([parts])
-
-
-def _pack_all(commands: Sequence[Sequence[str | bytes]]) -> bytes:
-    """Return *commands* in RESP. One join: an answer of megabytes is copied once."""
-    pieces: list[bytes] = []
-    for command in commands:
-        pieces.append(b"*%d\r\n" % len(command))
-        for part in command:
-            encoded = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
-            pieces += (b"$%d\r\n" % len(encoded), encoded, b"\r\n")
-    return b"".join(pieces)
 
 
 def _reply(connection: Any) -> Any:
@@ -401,35 +361,6 @@ def _ensured(replies: list[Any], count: int) -> list[bytes | None]:
 def _scanned(reply: Any) -> tuple[int, list[str]]:
     following, keys = _accept(reply)
     return int(following), [key.decode("utf-8", "surrogateescape") for key in keys]
-
-
-def _info(text: Any, keys: Any) -> StoreInfo:
-    said = dict(line.split(":", 1) for line in _accept(text).decode("utf-8", "replace").splitlines() if ":" in line)
-    return StoreInfo(
-        version=said.get("valkey_version") or said.get("redis_version", ""),
-        keys=_number(keys),
-        memory_used_bytes=int(said.get("used_memory", 0)),
-        connected_clients=int(said.get("connected_clients", 0)),
-        eviction_policy=said.get("maxmemory_policy", ""),
-    )
-
-
-def _interruption(error: BaseException) -> BaseException | None:
-    """Return what a signal handler raised, if a handler's ``TimeoutError`` was taken for a fault of the socket."""
-    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
-    suspect: BaseException | None = error
-    while suspect is not None:
-        frames = [frame for frame, _ in traceback.walk_tb(suspect.__traceback__)]
-        if handlers.intersection(frame.f_code for frame in frames):
-            return suspect
-        suspect = suspect.__context__
-        if suspect is None or suspect.__traceback__ is None or not _is_drivers(suspect.__traceback__.tb_frame):
-            return None  # the caller's own exception, which it was handling when it called
-    return None
-
-
-def _is_drivers(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "redis"
 
 
 def _store_error(error: BaseException) -> StoreError:

@@ -1,14 +1,18 @@
 """
-The one command of every look-up, packed.
+What is sent and said, without a driver: commands as the bytes of RESP, scripts, the text of INFO.
 
-In: keys.   Out: an MGET in RESP.   Pure.
+In: commands in parts, the keys of a look-up, a reply's text.   Out: what to send, what the server said.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
+
+from aicache_tasks.stores.base import StoreInfo
 
 _TAILS_REMEMBERED: Final = 8192
 
@@ -26,3 +30,47 @@ def pack_mget(keys: Sequence[str]) -> bytes:
 @functools.lru_cache(_TAILS_REMEMBERED)
 def _tail(keys: tuple[str, ...]) -> bytes:
     return b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in map(str.encode, keys)])
+
+
+def px(ttl_ms: int) -> tuple[bytes, ...]:
+    """Return the end of a SET: its ttl, or nothing for 0, which is for ever."""
+    return (b"PX", b"%d" % ttl_ms) if ttl_ms else ()
+
+
+def pack(*parts: str | bytes) -> bytes:
+    """Return a command in RESP.
+
+    >>> pack(b"UNLINK", "k")
+    b'*2\\r\\n$6\\r\\nUNLINK\\r\\n$1\\r\\nk\\r\\n'
+    """
+    return pack_all([parts])
+
+
+def pack_all(commands: Sequence[Sequence[str | bytes]]) -> bytes:
+    """Return *commands* in RESP. One join: an answer of megabytes is copied once."""
+    pieces: list[bytes] = []
+    for command in commands:
+        pieces.append(b"*%d\r\n" % len(command))
+        for part in command:
+            encoded = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
+            pieces += (b"$%d\r\n" % len(encoded), encoded, b"\r\n")
+    return b"".join(pieces)
+
+
+@functools.cache
+def read_script(name: str) -> tuple[bytes, bytes]:
+    """Return SHA-1 in hex and source of a script in ``lua/``."""
+    source = (Path(__file__).parent / "lua" / f"{name}.lua").read_bytes()
+    return hashlib.sha1(source, usedforsecurity=False).hexdigest().encode(), source
+
+
+def read_info(text: bytes, keys: int) -> StoreInfo:
+    """Return what the reply to INFO says; *keys* is the reply to DBSIZE."""
+    said = dict(line.split(":", 1) for line in text.decode("utf-8", "replace").splitlines() if ":" in line)
+    return StoreInfo(
+        version=said.get("valkey_version") or said.get("redis_version", ""),
+        keys=keys,
+        memory_used_bytes=int(said.get("used_memory", 0)),
+        connected_clients=int(said.get("connected_clients", 0)),
+        eviction_policy=said.get("maxmemory_policy", ""),
+    )
