@@ -32,6 +32,8 @@ from aicache_tasks.runtime import runtime_of
 
 log = logging.getLogger("aicache_tasks")
 Body = Callable[..., Any]
+Asked = tuple[str | None, Any, tuple[str, ...]]
+"""Tenant, vary and tags."""
 
 
 class Explanation(NamedTuple):
@@ -59,6 +61,7 @@ class _Plan:
     version: str | int | None
     bind: Callable[..., Bound]
     map: Callable[..., dict[str, Any]] | None
+    fixed: Asked
     rules: Rules
     cache: AIResponseCache
 
@@ -150,8 +153,12 @@ class TaskCache:
         """Return the stored answer, or what *body* returns."""
         if directives is not None:
             return self._run(body, args, kwargs, directives_from(directives), None)
-        request = self._task.request
-        if request.called_directly or isinstance(request.__dict__.get("aicache"), CallInfo):  # an outer call's request
+        request = self._task.request_stack.top  # what `task.request` says, sooner
+        if (
+            request is None
+            or request.called_directly
+            or isinstance(request.__dict__.get("aicache"), CallInfo)  # the request is an outer call's
+        ):
             return self._run(body, args, kwargs, NO_DIRECTIVES, None)
         return self._run(body, args, kwargs, _from_headers(request.headers), request)
 
@@ -211,7 +218,8 @@ class TaskCache:
         try:
             return self._keyed(plan, args, kwargs, directives, delivered=delivered)
         except Exception as error:  # whatever vary=, tenant= or tags= raise, the body still runs
-            if steers(error):
+            expected = isinstance(error, (TypeError, ValueError))  # cannot be keyed, a wrong call, a tag with no text
+            if steers(error) or (plan.cache.parts.errors.strict and not expected):
                 raise
             plan.cache.bypassed(plan.operation, error)
             return None
@@ -243,9 +251,10 @@ class TaskCache:
         asks = any(callable(part) for part in (policy.tenant, policy.vary, policy.tags)) or bool(policy.tags)
         version = fingerprint(task.run) if policy.version == AUTO_VERSION else policy.version
         mapper = make_mapper(signature) if asks else None
+        fixed: Asked = (None if callable(policy.tenant) else policy.tenant, None, ())
         defaults = option_defaults(signature, text_arg=policy.text_arg, question_arg=policy.question_arg)
         self._runtime.policies.refined(operation, replace(policy, version=version), defaults)
-        return _Plan(policy, operation, version, binder, mapper, cache.rules(operation, policy), cache)
+        return _Plan(policy, operation, version, binder, mapper, fixed, cache.rules(operation, policy), cache)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
         return self._keyed(self.plan, args, kwargs, directives, delivered=False)
@@ -261,9 +270,7 @@ class TaskCache:
         if not delivered:
             args, kwargs = self._delivered(args, kwargs)
         text, question, options = plan.bind(*args, **kwargs)
-        arguments = plan.map(*args, **kwargs) if plan.map is not None else {}
-        tenant, vary = plan.policy.tenant_of(arguments), plan.policy.vary_of(arguments)
-        tags = plan.policy.tags_of(arguments)
+        tenant, vary, tags = plan.fixed if plan.map is None else _asked(plan, args, kwargs)
         cache = plan.cache
         key = cache.keys.key(text, plan.operation, options, question, version=plan.version, tenant=tenant, vary=vary)
         if tags:
@@ -278,13 +285,20 @@ class TaskCache:
         dump = getattr(task, "_dump_pydantic_arguments", None)
         if dump is not None:
             args, kwargs = dump(args, kwargs)
-        if is_plain(args) and is_plain(kwargs):
+        if is_plain(args) and (not kwargs or is_plain(kwargs)):
             return args, kwargs
         with suppress(KombuError, TypeError, ValueError, AttributeError, RecursionError):
             content_type, encoding, data = dumps([list(args), kwargs], serializer=task.serializer)
             sent_args, sent_kwargs = loads(data, content_type, encoding, accept={content_type})
             return tuple(sent_args), sent_kwargs
         return args, kwargs  # cannot be sent, so that no worker has another key for it
+
+
+def _asked(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
+    """Return what the policy's callables and templates give for these arguments."""
+    assert plan.map is not None
+    arguments = plan.map(*args, **kwargs)
+    return plan.policy.tenant_of(arguments), plan.policy.vary_of(arguments), plan.policy.tags_of(arguments)
 
 
 def _from_headers(headers: Any) -> Directives:

@@ -261,6 +261,13 @@ def test_a_policy_callable_that_raises_means_bypass(make: Make, name: str, takes
     assert [body(), body(), body.status[0], body.runs] == ["answer", "answer", "bypass", 2]
 
 
+def test_a_policy_callable_that_raises_is_seen_when_strict(make: Make) -> None:
+    body = Body(make(), vary=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        body()
+    assert body.runs == 0
+
+
 @pytest.mark.parametrize("tag", ["doc:{no_such_argument}", "{0}", "{text[0]}"])
 def test_a_tag_template_that_cannot_be_filled_means_bypass(make: Make, tag: str) -> None:
     body = Body(make(aicache_strict=False), tags=(tag,))
