@@ -7,6 +7,7 @@ counts outlive the process that made them.
 
 from __future__ import annotations
 
+import enum
 import functools
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,10 @@ class LoneCelery(Celery):
 class Question(BaseModel):
     x: str
     size: int = 1
+
+
+class Level(enum.IntEnum):
+    LOW = 1
 
 
 class Answer(BaseModel):
