@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 import re
 from datetime import timedelta
+from typing import Final
 
 from aicache_tasks.errors import SettingsError
 
 Duration = int | float | str | timedelta
+
+MAX_DURATION_S: Final = 100 * 365 * 86400.0
+"""A hundred years; far longer ones overflow the clocks of servers and drivers."""
 
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -26,7 +30,7 @@ def parse_duration(given: Duration, *, name: str) -> float:
         name: the setting it came from, for the error.
 
     Raises:
-        SettingsError: not a duration, negative, or not finite.
+        SettingsError: not a duration, negative, or over `MAX_DURATION_S`.
 
     >>> parse_duration("2h5m", name="ttl")
     7500.0
@@ -34,8 +38,10 @@ def parse_duration(given: Duration, *, name: str) -> float:
     90.0
     """
     seconds = _seconds(given)
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+    if seconds is None or math.isnan(seconds) or seconds < 0:
         raise SettingsError(f"{name}: {given!r} is not a duration; write seconds or text such as '90s', '2h5m', '1d'")
+    if seconds > MAX_DURATION_S:
+        raise SettingsError(f"{name}: longer than a hundred years")
     return seconds
 
 
@@ -45,7 +51,7 @@ def _seconds(given: object) -> float | None:
     if isinstance(given, bool):
         return None
     if isinstance(given, (int, float)):
-        return float(given)
+        return float(max(min(given, 2 * MAX_DURATION_S), -1))  # an int may be too large for a float
     return _parse_text(given) if isinstance(given, str) else None
 
 
