@@ -97,14 +97,19 @@ def _variadic(signature: inspect.Signature) -> list[str]:
     if (many := kinds.get(inspect.Parameter.VAR_POSITIONAL)) is not None:
         entries.append(f"'*': {many}")
     if (extra := kinds.get(inspect.Parameter.VAR_KEYWORD)) is not None:
-        kept = f"{{_k: _v for _k, _v in {extra}.items() if _k not in _ignored}}"
+        kept = f"{{_k: _v for _k, _v in {extra}.items() if _k not in {_ignored_name(signature)}}}"
         ambiguous = many is not None or inspect.Parameter.POSITIONAL_ONLY in kinds
         entries.append(f"'**': {kept}" if ambiguous else f"**{kept}")
     return entries
 
 
+def _ignored_name(signature: inspect.Signature) -> str:
+    """Return a name for the ignored names that no parameter has."""
+    return "_ignored_" + "_".join(signature.parameters)
+
+
 def _compile(signature: inspect.Signature, result: str, ignored: frozenset[str]) -> Callable[..., Any]:
-    scope: dict[str, Any] = {"_ignored": ignored}
+    scope: dict[str, Any] = {_ignored_name(signature): ignored}
     parameters = [_bare(p, scope) for p in signature.parameters.values()]
     header = str(inspect.Signature(parameters))
     source = f"def bind{header}:\n    return {result}\n"

@@ -146,6 +146,8 @@ def _takes_one(function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind({})
     except TypeError:
         return False
+    except ValueError:  # a builtin that does not show its signature
+        return True
     return True
 
 
