@@ -194,6 +194,25 @@ class TestGuardedCall:
         assert guard.reads.state == "open"
 
 
+@pytest.mark.parametrize("interrupt", [Limit, KeyboardInterrupt])
+def test_an_exception_between_request_and_reply_leaves_the_reply_to_nobody(
+    valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    def interrupted(connection: Any) -> Any:
+        raise interrupt
+
+    store = RedisStore(valkey.url)
+    guard = Guard(store, reads=Breaker("reads"), writes=Breaker("writes"))
+    guard.replace([("k1", b"v1", 0), ("k2", b"v2", 0)], Budget(1.0))
+    with monkeypatch.context() as patched:
+        patched.setattr("aicache_tasks.stores.redis._reply", interrupted)
+        with pytest.raises(interrupt):
+            guard.read(["k1"], Budget(1.0))
+    assert guard.read(["k2"], Budget(1.0)) == [b"v2"]
+    assert guard.reads.state == "closed"
+    store.close()
+
+
 @pytest.mark.parametrize("reads", [5_000, pytest.param(50_000, marks=[pytest.mark.soak, pytest.mark.timeout(300)])])
 @pytest.mark.parametrize("parser", ["hiredis", "pure"])
 @pytest.mark.parametrize("handler", ["wrapped", "unknown"])
