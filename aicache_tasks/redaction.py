@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from celery import Task
 from celery.worker.request import Request
+from kombu.utils.imports import symbol_by_name
 
 REDACTED: Final = "<redacted>"
 REQUEST: Final = "aicache_tasks.redaction:RedactedRequest"
@@ -22,6 +24,14 @@ class RedactedRequest(Request):
         self._argsrepr = self._kwargsrepr = REDACTED
         headers = self._request_dict  # type: ignore[attr-defined] # not in the stubs
         headers["argsrepr"] = headers["kwargsrepr"] = REDACTED
+
+
+def redacted_request(given: Any) -> Any:
+    """Return a ``Task.Request`` that hides arguments and is otherwise *given*, a class or its ``module:name``."""
+    if given == Task.Request:
+        return REQUEST
+    base = symbol_by_name(given)
+    return given if issubclass(base, RedactedRequest) else type(base.__name__, (RedactedRequest, base), {})
 
 
 def redacted_options(options: dict[str, Any]) -> dict[str, Any]:

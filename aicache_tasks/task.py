@@ -9,7 +9,6 @@ The hook is ``__call__`` with ``super().__call__``, which Celery's worker suppor
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,11 +18,9 @@ from aicache_tasks.call import CURRENT
 from aicache_tasks.directed import Directed
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.policy import CachePolicy, check_directives
-from aicache_tasks.redaction import REQUEST, redacted_options
+from aicache_tasks.redaction import REQUEST, redacted_options, redacted_request
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.taskcache import TaskCache
-
-_STOCK_REQUEST = Task.Request
 
 
 class _CacheAttribute:
@@ -69,10 +66,7 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
             cls.cache_policy = None if given is None else CachePolicy.of(given)
             del cls.cache
         _check_inheritance(cls)
-        if cls.cache_policy is not None and cls.cache_policy.redact:
-            cls.resultrepr_maxsize = 0
-            if cls.Request == _STOCK_REQUEST:
-                cls.Request = REQUEST
+        _redact(cls)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -145,15 +139,23 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
         return Directed(self, check_directives(asked))
 
 
-def _check_inheritance(cls: type) -> None:
-    """Refuse a class that overrides ``run`` under a policy that was written for another ``run``."""
-    if cls.__dict__.get("cache_policy") is not None or "run" not in cls.__dict__:
+def _check_inheritance(cls: type[CachedTask]) -> None:
+    """Refuse a class with another ``run`` than the one that its policy was written for."""
+    if cls.cache_policy is None or "cache_policy" in cls.__dict__:
         return
-    if getattr(cls, "cache_policy", None) is None or "cache_policy" in cls.__dict__:
-        return
-    holders = [base for base in inspect.getmro(cls)[1:] if "run" in base.__dict__ and base is not Task]
-    if any(getattr(base, "cache_policy", None) is not None for base in holders):
-        raise SettingsError(
-            f"{cls.__name__} overrides run() but inherits the cache policy of {holders[0].__name__}: give it a policy "
-            "of its own with cache=CachePolicy(operation=…), or cache=None"
-        )
+    for base in cls.__mro__[1:]:
+        run = getattr(base, "run", Task.run)
+        if getattr(base, "cache_policy", None) is not None and run not in (Task.run, cls.run):
+            raise SettingsError(
+                f"{cls.__name__} overrides run() but inherits the cache policy of {base.__name__}: give it a policy "
+                "of its own with cache=CachePolicy(operation=…), or cache=None"
+            )
+
+
+def _redact(cls: type[CachedTask]) -> None:
+    """Choose what a worker shows of the class's calls: nothing, or what a stock task shows."""
+    if cls.cache_policy is not None and cls.cache_policy.redact:
+        cls.resultrepr_maxsize = 0
+        cls.Request = redacted_request(cls.Request)
+    elif cls.Request == REQUEST and "Request" not in cls.__dict__:
+        cls.Request, cls.resultrepr_maxsize = Task.Request, Task.resultrepr_maxsize

@@ -152,11 +152,10 @@ def test_a_refresh_overwrites_what_was_stored(make: Make) -> None:
 
 def test_each_task_s_lifetime_is_the_server_s_own(valkey: EmbeddedServer, client: Any, make: Make) -> None:
     """C6"""
-    app = make(aicache_url=valkey.url, aicache_budget_ms=2000, aicache_ttls={"summarize": "5m"})
+    app = make(aicache_url=valkey.url, aicache_budget_ms=2000, aicache_ttls={"digest": "5m"})
     bodies = {
         90: Body(app, ttl="90s", operation="own"),
-        300: Body(app, operation="summarize"),
-        1800: Body(app, operation="qa"),
+        300: Body(app, operation="digest"),
         3600: Body(app, operation="other"),
     }
     for seconds, body in bodies.items():
