@@ -212,7 +212,7 @@ class AIResponseCache:
         try:
             self._lookup.prepare(call)
         except StoreError as error:
-            call.held = error.reason
+            call.held = error.reason, error.detail
         self.publish(call, value)
 
     def entry(self, call: Call, hit: Hit) -> CacheEntry:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from aicache_tasks.errors import StoreReason
 from aicache_tasks.keys import CacheKey
 from aicache_tasks.policy import NO_DIRECTIVES, Directives
 from aicache_tasks.records import NO_EXTRA, CallInfo, EntryMeta, Sample
@@ -45,7 +46,7 @@ class Call:
     key_ns = get_ns = decode_ns = compute_ns = set_ns = 0
     raw_bytes = stored_bytes = 0
     age_s = 0.0
-    held = ""
+    held: tuple[StoreReason, str] | None = None  # reason and detail of the fault that leaves no tokens
     kept = False
     model: str | None = None
     usage: dict[str, int] | None = None
@@ -71,10 +72,9 @@ class Call:
         self, at_s: float, step: str, status: str, reason: str, duration_ns: int, extra: Mapping[str, Any] = NO_EXTRA
     ) -> Sample:
         """Return the timing of one step of this call."""
-        key = self.key
-        sizes = (self.raw_bytes, self.stored_bytes)
-        text = (key.text_length, key.text_tier)
-        return Sample(at_s, key.operation, step, status, reason, duration_ns, *text, *sizes, extra)
+        key, raw, stored = self.key, self.raw_bytes, self.stored_bytes
+        what = key.text_length, key.text_tier, raw, stored
+        return Sample(at_s, key.operation, step, status, reason, duration_ns, *what, extra)
 
     def meta(self) -> EntryMeta:
         """Return what the frame will say about its body."""

@@ -185,20 +185,22 @@ class Lookup:
         try:
             return tuple(self._parts.store.ensure(token_keys, fresh, lives, call.budget))
         except StoreError as error:
-            call.held = error.reason
+            call.held = error.reason, error.detail
             return None
 
     def _remove(self, call: Call, data: bytes | None) -> None:
+        self._parts.errors.damaged(call.key.operation)
         try:
             if data is not None:
                 self._parts.store.discard(call.key.redis_key, data, call.budget)
         except StoreError as error:
-            call.held = error.reason
+            call.held = error.reason, error.detail
 
     def _without_store(self, call: Call, error: StoreError) -> Hit | Miss:
         hit = self._from_memory(call, L1_TRUST_S + L1_GRACE_S)
         if hit is MISS:
             call.status, call.reason = "error", error.reason
+            call.held = error.reason, error.detail
         return hit
 
     def _record(self, call: Call, extra: Mapping[str, Any]) -> None:

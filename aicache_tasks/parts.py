@@ -37,7 +37,7 @@ def new_token() -> bytes:
 
 
 class InternalErrors:
-    """Counts our own bugs, logs each kind once, and raises them when strict.
+    """Counts our own bugs, bypasses and damaged entries, logs each kind once, and raises our bugs when strict.
 
     Args:
         strict: raise instead of counting.
@@ -56,15 +56,25 @@ class InternalErrors:
         if self.counts[kind] == 1:
             log.error("aicache.internal_error", extra={"aicache": {"where": where, "error": type(error).__name__}})
 
+    def damaged(self, operation: str) -> None:
+        """Count an entry that is removed because it is damaged or no longer valid; warn once for each operation."""
+        if self._is_first(f"corrupt:{operation}"):
+            log.warning(
+                "aicache.corrupt %r: an entry was removed", operation, extra={"aicache": {"operation": operation}}
+            )
+
     def bypassed(self, operation: str, error: Exception) -> None:
         """Count a call that cannot be keyed; warn once for each operation and place. *error* names a path, no value."""
         known = isinstance(error, KeyEncodingError)
         kind = f"bypass:{operation}:{error if known else type(error).__name__}"
-        if len(self.counts) < _MAX_KINDS or kind in self.counts:
-            self.counts[kind] += 1
-        if self.counts[kind] == 1:
+        if self._is_first(kind):
             why = str(error) if known else type(error).__name__
             log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
+
+    def _is_first(self, kind: str) -> bool:
+        if len(self.counts) < _MAX_KINDS or kind in self.counts:
+            self.counts[kind] += 1
+        return self.counts[kind] == 1
 
 
 def steers(error: BaseException) -> bool:

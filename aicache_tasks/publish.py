@@ -122,6 +122,7 @@ def _check(call: Call, value: Any) -> None:
 
 
 def _unfenced(call: Call) -> StoreError:
-    error = StoreError("no tokens")
-    error.reason = call.held or call.reason or "redis_error"  # type: ignore[assignment]
+    reason, detail = call.held or (call.reason or "redis_error", "no tokens")
+    error = StoreError(detail)
+    error.reason = reason  # type: ignore[assignment] # or `internal_error`, of a look-up that broke
     return error

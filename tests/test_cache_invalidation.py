@@ -207,11 +207,83 @@ class TestTokens:
         sent = client.info("commandstats")
         assert not {"cmdstat_keys", "cmdstat_scan", "cmdstat_flushdb", "cmdstat_flushall"} & sent.keys()
 
+    @pytest.mark.parametrize("entries", [1, 200])
+    def test_it_is_one_write_per_bucket_however_many_entries_there_are(
+        self, cache: AIResponseCache, client: Any, entries: int
+    ) -> None:
+        """And a look-up is one MGET, with tags or without."""
+        for number in range(entries):
+            put(cache, "qa", "x", number, tags=["doc:7"])
+        for invalidate in (
+            lambda: cache.invalidate_by_tag("doc:7"),
+            lambda: cache.invalidate_by_operation("qa"),
+            cache.invalidate_all,
+        ):
+            client.config_resetstat()
+            invalidate()
+            assert client.info("commandstats")["cmdstat_set"]["calls"] == 64
+        put(cache, "qa", "x", tags=["doc:7"])
+        client.config_resetstat()
+        assert get(cache, "qa", tags=["doc:7"]) == "x"
+        sent = client.info("commandstats")
+        assert sent.keys() - {"cmdstat_config|resetstat"} == {"cmdstat_mget"}
+        assert sent["cmdstat_mget"]["calls"] == 1
+
     def test_a_store_that_is_away_is_an_error(self, refused_url: str) -> None:
         cache = live_cache(refused_url)
         with pytest.raises(StoreError):
             cache.invalidate_all()
         assert cache.monitor.invalidation_events[0].additional_data["status"] == "failed"
+
+
+class TestEvents:
+    """C14: what each way leaves in the array of invalidations."""
+
+    @pytest.mark.parametrize(
+        ("how", "pattern", "context", "count"),
+        [
+            (lambda c: c.invalidate(TEXT, "qa", {"n": 0}), "call", "manual", 1),
+            (lambda c: c.invalidate(TEXT, "qa", {"n": 9}), "call", "manual", 0),
+            (lambda c: c.invalidate(TEXT, "qa", {"n": 0}, operation_context="tidy"), "call", "tidy", 1),
+            (lambda c: c.invalidate_pattern("q*", "tidy"), "q*", "tidy", None),
+            (lambda c: c.invalidate_pattern("nothing"), "nothing", "", 0),
+            (lambda c: c.invalidate_by_operation("qa"), "op:qa", "operation_specific_qa", None),
+            (lambda c: c.invalidate_by_operation("qa", "tidy"), "op:qa", "tidy", None),
+            (lambda c: c.invalidate_by_tag("doc:7"), "tag", "tag", None),
+            (lambda c: c.invalidate_all(), "", "manual_clear_all", None),
+            (lambda c: c.invalidate_memory_cache(), "memory_cache", "memory_cache_clear", 1),
+        ],
+    )
+    def test_each_is_one_event_with_its_context_and_duration(
+        self, valkey: EmbeddedServer, how: Any, pattern: str, context: str, count: int | None
+    ) -> None:
+        cache = live_cache(valkey.url, memory_cache_size=10)
+        put(cache, "qa", "one")
+        how(cache)
+        (event,) = cache.monitor.invalidation_events
+        assert (event.pattern, event.operation_context, event.keys_invalidated) == (pattern, context, count)
+        assert event.invalidation_type == ("memory" if pattern == "memory_cache" else "manual")
+        assert (event.additional_data["status"], event.additional_data["search_pattern"]) == ("success", pattern)
+        assert event.duration > 0
+
+    @pytest.mark.parametrize(
+        "how",
+        [
+            lambda c: c.invalidate_pattern("q*"),
+            lambda c: c.invalidate_by_operation("qa"),
+            lambda c: c.invalidate_by_tag("doc:7"),
+            lambda c: c.purge(),
+        ],
+        ids=["pattern", "operation", "tag", "purge"],
+    )
+    def test_a_failure_is_one_event_with_no_keys(self, refused_url: str, how: Any) -> None:
+        cache = live_cache(refused_url)
+        with pytest.raises(StoreUnavailable):
+            how(cache)
+        (event,) = cache.monitor.invalidation_events
+        data = event.additional_data
+        assert (event.keys_invalidated, data["status"]) == (0, "failed")
+        assert (data["reason"], data["error"]) == ("redis_connection_failed", "ConnectionError")
 
 
 class TestPurge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from aicache_tasks.errors import StoreRefused, StoreUnavailable
 from aicache_tasks.settings import Settings
 from aicache_tasks.testing import EmbeddedServer
 from tests.caches import ANSWER, STRICT, Clock, gets, live_cache, sets, wound_cache
+from tests.faults import eventually
 
 TEXT = "The harbour council met on Tuesday to decide about the ferry. " * 4
 
@@ -49,14 +51,17 @@ class TestStores:
         assert sample.duration > 0
 
     def test_a_real_out_of_memory_is_named_by_class_and_prefix(self, own_server: EmbeddedServer) -> None:
-        """S2 on a server: reads go on, the write says what refused it."""
-        cache = live_cache(own_server.url)
+        """S2 on a server: reads go on, the write says what refused it, whether that was the entry or its tokens."""
+        cache = live_cache(own_server.url, {"aicache_breaker_min_s": 0.001, "aicache_breaker_max_s": 0.001})
         cache.cache_response(TEXT, "summarize", {"n": 1}, ANSWER)
         with own_server.client() as admin:
             admin.config_set("maxmemory", "1")
-        cache.cache_response(TEXT, "summarize", {"n": 2}, ANSWER)
-        failed = sets(cache)[-1].additional_data
-        assert (failed["status"], failed["reason"]) == ("failed", "redis_error")
+        for number in (1, 2):
+            eventually(lambda: cache.parts.store.writes.state != "open")
+            cache.cache_response(TEXT, "summarize", {"n": number}, ANSWER)
+            failed = sets(cache)[-1].additional_data
+            assert (failed["status"], failed["reason"]) == ("failed", "redis_error")
+            assert failed["error"] == "OutOfMemoryError OOM"
         assert cache.get_cached_response(TEXT, "summarize", {"n": 1}) == ANSWER
 
     def test_no_connection_is_one_failed_sample(self, refused_url: str) -> None:
@@ -66,6 +71,7 @@ class TestStores:
         (sample,) = sets(cache)
         data = sample.additional_data
         assert (data["status"], data["reason"]) == ("failed", "redis_connection_failed")
+        assert data["error"] == "ConnectionError"
         stats = cache.monitor.get_performance_stats()
         assert (stats["total_cache_operations"], stats["cache_hits"], stats["cache_misses"]) == (1, 0, 0)
 
@@ -86,7 +92,12 @@ class TestStores:
         assert cache.monitor.compression_ratios == []
 
     @pytest.mark.parametrize(
-        ("answer", "reason"), [({"x": object()}, "not_roundtrip"), ({"x": "a" * 5000}, "too_large")]
+        ("answer", "reason"),
+        [
+            ({"x": object()}, "not_roundtrip"),
+            ({"x": signal.Signals.SIGINT}, "not_roundtrip"),
+            ({"x": "a" * 5000}, "too_large"),
+        ],
     )
     def test_an_answer_that_cannot_be_kept_is_skipped_with_its_reason(self, answer: Any, reason: str) -> None:
         """F16: never silently lost."""

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from aicache_tasks import MISS, CacheEntry, CachePolicy
+from aicache_tasks import MISS, AIResponseCache, CachedTask, CacheEntry, CachePolicy
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.testing import EmbeddedServer
-from tests.caches import ANSWER, Clock, gets, live_cache, sets, wound_cache
+from tests.caches import ANSWER, PATIENT, STRICT, Clock, gets, live_cache, sets, wound_cache
 
 TEXT = "A text about ferries."
+ZLIB = STRICT.updated({**PATIENT, "aicache_compression": "zlib"})
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,32 @@ def test_large_answers_come_back_equal(valkey: EmbeddedServer, size: int, compre
     answer = {"result": "The ferry leaves at nine. " * (size // 26)}
     cache.cache_response(TEXT, "summarize", {}, answer)
     assert cache.get_cached_response(TEXT, "summarize", {}) == answer
+
+
+@pytest.mark.parametrize(
+    ("given", "codec"),
+    [({}, 2), ({"compression_threshold": 10**6}, 0), ({"settings": ZLIB}, 1)],
+    ids=["usual", "huge threshold", "zlib"],
+)
+def test_the_threshold_decides_what_is_compressed(valkey: EmbeddedServer, client: Any, given: Any, codec: int) -> None:
+    """C9, F8: the frame's header and the sample say the same."""
+    cache = AIResponseCache(valkey.url, **{"settings": STRICT.updated(PATIENT), **given})
+    cache.cache_response(TEXT, "summarize", {}, {"result": "ferry " * 500})
+    frame = client.get(cache.generate_cache_key(TEXT, "summarize", {}))
+    assert frame[12] == codec
+    assert sets(cache)[0].additional_data["compression_used"] is (codec != 0)
+    assert len(cache.monitor.compression_ratios) == (codec != 0)
+    assert sets(cache)[0].additional_data["cache_data_size"] == len(frame)
+
+
+def test_the_level_is_the_one_that_is_set(valkey: EmbeddedServer) -> None:
+    """C9."""
+    sizes = []
+    for level in (1, 9):
+        cache = AIResponseCache(valkey.url, compression_level=level, settings=ZLIB)
+        cache.cache_response(TEXT, "summarize", {"level": level}, {"result": Path(__file__).read_text()})
+        sizes.append(sets(cache)[0].additional_data["cache_data_size"])
+    assert sizes[1] < sizes[0]
 
 
 def test_nothing_is_added_to_the_stored_answer(valkey: EmbeddedServer) -> None:
@@ -194,10 +222,31 @@ class TestHostileBytes:
         key = cache.generate_cache_key(TEXT, "summarize", {})
         client.set(key, planted)
         assert cache.get_cached_response(TEXT, "summarize", {}) is None
-        assert gets(cache)[0].additional_data["reason"] == "corrupt"
+        assert [g.additional_data["reason"] for g in gets(cache)] == ["corrupt"]
         assert not client.exists(key)
         cache.cache_response(TEXT, "summarize", {}, ANSWER)
         assert cache.get_cached_response(TEXT, "summarize", {}) == ANSWER
+
+    @pytest.mark.parametrize("planted", PLANTED, ids=range(len(PLANTED)))
+    def test_a_task_computes_and_one_warning_is_logged(
+        self, valkey: EmbeddedServer, client: Any, planted: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """C11: in a task, which does not notice; the log names the operation and nothing of the bytes."""
+        app = Celery("planted", broker="memory://", set_as_current=False)
+        app.conf.update(aicache_url=valkey.url, aicache_strict=True, **PATIENT)
+
+        @app.task(base=CachedTask, cache=CachePolicy(operation="summarize"), name="planted", shared=False)
+        def summarize(text: str) -> dict[str, Any]:
+            return ANSWER
+
+        for _ in range(3):
+            client.set(summarize.cache.key(TEXT), planted)
+            assert summarize(TEXT) == ANSWER
+            assert (summarize.cache.last.status, summarize.cache.last.reason) == ("miss", "corrupt")
+            assert summarize(TEXT) == ANSWER
+            assert summarize.cache.last.status == "hit"
+        assert [r.getMessage() for r in caplog.records] == ["aicache.corrupt 'summarize': an entry was removed"]
+        app.close()
 
     def test_a_planted_pickle_never_runs(self, valkey: EmbeddedServer, client: Any, tmp_path: Path) -> None:
         """F6."""

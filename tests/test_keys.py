@@ -277,6 +277,11 @@ def test_a_key_is_short_and_of_the_documented_form(operation: str, namespace: st
     )
 
 
+@pytest.mark.parametrize("given", [{}, {"options": {}}, {"question": ""}, {"options": {"a": 1}, "question": "why?"}])
+def test_a_key_has_the_same_form_whatever_the_call_has(given: dict[str, Any]) -> None:
+    assert ENTRY.fullmatch(key_of("t", "qa", **given))
+
+
 @pytest.mark.parametrize("name", ["summarize", "a.b-c_D9", "x" * 64])
 def test_an_operation_of_allowed_characters_shows_as_it_is(name: str) -> None:
     assert operation_slug(name) == name

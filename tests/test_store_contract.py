@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.stores import open_store
 from aicache_tasks.stores.base import ENTRY_KIND, MAGIC, NO_TOMBSTONE, TOMBSTONE_KIND, Budget, Store
@@ -300,6 +302,24 @@ class TestOpenStore:
         memory = open_store("memory://")
         put(memory, spend, "k", b"v")
         assert memory.read(["k"], spend()) == [b"v"]
+
+    def test_is_away_where_the_driver_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """C13: look-ups miss, answers are not kept, and nobody fails."""
+        for name in [name for name in sys.modules if name == "redis" or name.startswith("redis.")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delitem(sys.modules, "aicache_tasks.stores.redis")
+        monkeypatch.setitem(sys.modules, "redis", None)
+        cache = AIResponseCache("redis://127.0.0.1:6379/0")
+        cache.cache_response("t", "qa", {}, "answer")
+        assert cache.get_cached_response("t", "qa", {}) is None
+        last = cache.monitor.cache_operation_times[-1].additional_data
+        assert (last["status"], last["reason"]) == ("error", "breaker_open")
+
+    def test_is_an_error_where_another_module_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "aicache_tasks.stores.redis")
+        monkeypatch.setitem(sys.modules, "aicache_tasks.stores.resp", None)
+        with pytest.raises(ModuleNotFoundError, match=r"aicache_tasks\.stores\.resp"):
+            open_store("redis://127.0.0.1:6379/0")
 
     def test_selects_the_database_of_the_url(self, valkey: EmbeddedServer, spend: Spend) -> None:
         urls = [valkey.url.replace("/0", "/3"), valkey.url.replace("/0", "?db=3"), valkey.url]

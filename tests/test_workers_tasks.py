@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import pytest
-from celery import Celery, _state
+from celery import Celery, _state, group
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
@@ -335,6 +337,28 @@ class TestBatch:
         stub.answer = stub.good
         assert tasks.batch(requests)["completed"] == 5
         assert stub.asked == [*ARGUMENTS, "qa"]
+
+
+def test_a_group_runs_as_many_items_side_by_side_as_the_worker_has_room_for(app: Celery, stub: StubEngine) -> None:
+    """C26: five at a time on a worker of five, and one bad item fails alone."""
+    five, running, most = threading.Barrier(5, timeout=20), Counter[str](), 0
+
+    def answer(request: EngineRequest) -> Completion:
+        nonlocal most
+        running["now"] += 1
+        most = max(most, running["now"])
+        five.wait()
+        running["now"] -= 1
+        return stub.good(request)
+
+    stub.answer = answer
+    members = [tasks.sentiment.s(f"{TEXT} {number}") for number in range(10)]
+    with start_worker(app, pool="threads", concurrency=5, perform_ping_check=False, shutdown_timeout=20.0):
+        result = group([*members, tasks.sentiment.s("short")]).delay()
+        answers = [member.get(timeout=20, propagate=False) for member in result.results]
+    assert [answer["operation"] for answer in answers[:10]] == ["sentiment"] * 10
+    assert isinstance(answers[10], InputError)
+    assert most == 5
 
 
 @pytest.mark.parametrize("operation", [*PROMPT_VERSIONS, "batch"])
