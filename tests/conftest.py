@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _log_level() -> None:
     """Celery's worker in a test raises the level of the whole process's log, and leaves it there."""
+    logging.getLogger().setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_logged() -> None:
+    """A worker that a test ran in this process may have raised the root logger's level."""
     logging.getLogger().setLevel(logging.WARNING)
 
 
