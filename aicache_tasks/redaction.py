@@ -25,6 +25,11 @@ class RedactedRequest(Request):
         headers = self._request_dict  # type: ignore[attr-defined] # not in the stubs
         headers["argsrepr"] = headers["kwargsrepr"] = REDACTED
 
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """Return what ``inspect`` shows of the call; the arguments themselves, which it shows by default, never."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
+
 
 def redacted_request(given: Any) -> Any:
     """Return a ``Task.Request`` that hides arguments and is otherwise *given*, a class or its ``module:name``."""

@@ -13,7 +13,7 @@ from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import WorkerProcess
 from tests.tasks.bench_tasks import LoneCelery, make_app
 
-collect_ignore = ["bench_worker.py"]  # for the worker: importing it makes an app
+collect_ignore = ["bench_worker.py", "redaction_worker.py"]  # for workers: importing one makes an app
 
 
 class Bench(NamedTuple):
