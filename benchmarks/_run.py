@@ -7,7 +7,8 @@ A round trip between two processes takes twice as long when they run on differen
 between the two at any time. So every process is pinned, and both placements are measured: ``same`` has client and
 server on one core, ``cross`` on two. Within a round every contender runs once, in changing order; a figure is the
 median of the rounds' ratios, with the interval that holds the true median with 95 % confidence. Rounds are many and
-short, so that most of them fall between two time slices of whatever else runs on the machine.
+short, so that most of them fall between two time slices of whatever else runs on the machine. Questions that wait for
+nobody are answered in CPU time.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def measure(options: Options) -> list[Row]:
             "key": _run.looped(partial(keys.generate_cache_key, text, "summarize", OPTIONS)),
         }
         with _run.pinned("same"):
-            taken = _run.interleave(contenders, options, f"key of 1 MB, {what}").wall
+            taken = _run.interleave(contenders, options, f"key of 1 MB, {what}").cpu
         found = _run.ratio(taken["key"], taken["sha256"])
         detail = _run.medians(taken)
         rows.append(Row(6, f"key of 1 MB ({what}) / sha256", "same", "×", *found, TARGET, detail=detail))

@@ -26,7 +26,7 @@ def measure(options: Options) -> list[Row]:
         hit()
     contenders = {"a hit's samples": _run.looped(hit), "on an empty history": _fresh}
     with _run.pinned("same"):
-        taken = _run.interleave(contenders, options, "samples").wall
+        taken = _run.interleave(contenders, options, "samples").cpu
     found, grown = _run.interval(taken["a hit's samples"]), _run.ratio(*taken.values())
     detail = _run.medians(taken)
     return [
