@@ -24,8 +24,14 @@ def fingerprint(function: Callable[..., Any]) -> str:
     """
     target = inspect.unwrap(function)
     target = getattr(target, "__func__", target)
-    text = _source(target) or _code(getattr(target, "__code__", None))
+    text = _source(target) or _code(getattr(target, "__code__", None)) or _name(target)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _name(target: Any) -> str:
+    """The best that can be said of a builtin or of an object that can be called."""
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _source(function: Callable[..., Any]) -> str:
@@ -51,5 +57,15 @@ def _drop_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 def _code(code: CodeType | None) -> str:
     if code is None:
         return ""
-    constants = [_code(c) if isinstance(c, CodeType) else f"{type(c).__name__}:{c!r}" for c in code.co_consts]
-    return "\n".join([code.co_code.hex(), *code.co_names, *code.co_varnames, *constants])
+    return "\n".join([code.co_code.hex(), *code.co_names, *code.co_varnames, *map(_constant, code.co_consts)])
+
+
+def _constant(constant: Any) -> str:
+    """Return a constant as text that is the same in every process: sets have no order of their own."""
+    if isinstance(constant, CodeType):
+        return _code(constant)
+    if isinstance(constant, frozenset):
+        return f"frozenset:{sorted(map(_constant, constant))}"
+    if isinstance(constant, tuple):
+        return f"tuple:{list(map(_constant, constant))}"
+    return f"{type(constant).__name__}:{constant!r}"
