@@ -83,11 +83,9 @@ def test_a_method_has_the_fingerprint_of_its_function() -> None:
     assert fingerprint(Task().run) == fingerprint(Task.run)
 
 
-@pytest.mark.parametrize(
-    "callable_", [len, functools.partial(len), print, type("C", (), {"__call__": len})()], ids=repr
-)
-def test_anything_that_can_be_called_has_one(callable_: Any) -> None:
-    assert len(fingerprint(callable_)) == 16
+def test_anything_that_can_be_called_has_one_of_its_own() -> None:
+    found = [fingerprint(thing) for thing in (len, print, functools.partial(len), type("C", (), {"__call__": len})())]
+    assert len(set(found)) == len(found)
 
 
 def test_without_a_source_the_bytecode_decides() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -239,6 +240,12 @@ def _define_special(made: SimpleNamespace, task: Any) -> None:  # noqa: C901 - d
     def late(x: str) -> str:
         ran(app, family, x)
         return x.upper()
+
+    @task()
+    def sleeps(x: str, seconds: float) -> str:
+        ran(app, family, x)
+        time.sleep(seconds)
+        return x
 
     @task(ignore_result=True)
     def unread(x: str) -> str:

@@ -1,0 +1,252 @@
+"""Settings: every form they may be written in, and errors that name the setting and the fix."""
+
+from __future__ import annotations
+
+import pickle
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from aicache_tasks import AIResponseCache, Settings, SettingsError
+from aicache_tasks.runtime import hide_secrets, reset_runtime, runtime_of
+from aicache_tasks.settings import Hidden, hide, mask_url
+
+SECRET = "sixteen bytes or more"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AICACHE_URL", "AICACHE_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def app_of(**conf: Any) -> Celery:
+    app = Celery("settings", set_as_current=False)
+    app.conf.update(conf)
+    return app
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    """C6"""
+    settings = Settings()
+    assert settings.ttl == 3600
+    assert settings.ttls == {"summarize": 7200, "sentiment": 86400, "key_points": 7200, "questions": 3600, "qa": 1800}
+    assert (settings.budget_ms, settings.connect_ms, settings.disabled, settings.url) == (50, 250, False, None)
+
+
+def test_a_lifetime_of_one_operation_leaves_those_of_the_others() -> None:
+    """C6"""
+    settings = Settings.from_mapping({"aicache_ttls": {"qa": "5m", "mine": timedelta(hours=1)}})
+    assert (settings.ttls["qa"], settings.ttls["mine"], settings.ttls["summarize"]) == (300, 3600, 7200)
+
+
+@pytest.mark.parametrize("name", ["aicache_ttl", "AICACHE_TTL", "Aicache_Ttl"])
+def test_names_may_be_in_any_case(name: str) -> None:
+    assert Settings.from_mapping({name: "2h", "other": 1}).ttl == 7200
+
+
+def test_the_environment_wins_over_the_application() -> None:
+    given, environ = {"aicache_disabled": False, "aicache_ttl": 5}, {"AICACHE_DISABLED": "1", "AICACHE_TTL": "2h"}
+    settings = Settings.from_mapping(given, environ)
+    assert (settings.disabled, settings.ttl) == (True, 7200)
+
+
+def test_other_variables_of_the_environment_are_passed_over() -> None:
+    environ = {"AICACHE_ENGINE": "extractive", "AICACHE_TTLS": "x", "OTHER": "y"}
+    assert Settings.from_mapping({}, environ) == Settings()
+
+
+@pytest.mark.parametrize("word", ["1", "true", "YES", " on ", True])
+def test_words_that_switch_on(word: Any) -> None:
+    assert Settings.from_mapping({"aicache_disabled": word}).disabled is True
+
+
+@pytest.mark.parametrize("word", ["0", "false", "No", "off", "", False, None])
+def test_words_that_switch_off(word: Any) -> None:
+    assert Settings.from_mapping({"aicache_disabled": word}).disabled is False
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("aicache_tll", "did you mean aicache_ttl"), ("AICACHE_DISABELD", "aicache_disabled"), ("aicache_zzz", "docs")],
+)
+def test_an_unknown_name_is_an_error_with_the_nearest_one(name: str, hint: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown setting {name.lower()}; .*{hint}"):
+        Settings.from_mapping({name: 1})
+
+
+WRONG: dict[str, list[Any]] = {
+    "aicache_url": ["http://host", "host:6379", 5, "redis//", "redis://[::1", b"redis://h"],
+    "aicache_share_backend": ["maybe", 2, "[]"],
+    "aicache_namespace": ["", "a b", "x" * 33, "{a}", 5, "é"],
+    "aicache_secret": ["short", "x" * 65, 5],
+    "aicache_hash": ["md4-nope", "shake_128", 5, "", "crc32"],
+    "aicache_ttl": [0, -1, "soon", True, float("nan"), float("inf"), "0s", [], 1e300],
+    "aicache_ttls": [{"qa": 0}, {"qa": "x"}, "qa=5", [("qa", 5)]],
+    "aicache_jitter": [-0.1, 0.6, "much"],
+    "aicache_compression": ["gzip", "", None.__class__, 5],
+    "aicache_compression_level": [0, 23, "high", 2.5],
+    "aicache_compression_threshold_bytes": [-1, 1.5, "1k"],
+    "aicache_max_entry_bytes": [0, 2**31, "all"],
+    "aicache_budget_ms": [0, -5, "fast", True, 100_000],
+    "aicache_connect_ms": [0, "x"],
+    "aicache_l1_entries": [-1, "many"],
+    "aicache_l1_tiers": ["tiny", ("small", "huge")],
+    "aicache_text_tiers": [
+        {"small": 1, "medium": 2},
+        {"small": 5, "medium": 5, "large": 9},
+        {"medium": 1, "small": 2, "large": 3},
+        {"small": "a", "medium": 2, "large": 3},
+        [1, 2, 3],
+    ],
+    "aicache_max_measurements": [0, "x"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values], ids=lambda v: repr(v)[:40]
+)
+def test_a_wrong_value_is_an_error_that_names_its_setting(name: str, value: Any) -> None:
+    """C7"""
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_mapping({name: value})
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "redis+socket", "memory"])
+def test_each_scheme_of_a_server_is_taken(scheme: str) -> None:
+    url = f"{scheme}://host"
+    assert Settings.from_mapping({"aicache_url": url}).require_url() == url
+
+
+def test_without_a_server_the_error_names_both_settings() -> None:
+    with pytest.raises(SettingsError, match=r"aicache_url is not set.*aicache_share_backend=True"):
+        Settings().require_url("redis://results")
+    with pytest.raises(SettingsError, match="aicache_url"):
+        AIResponseCache()
+
+
+def test_the_result_backend_is_shared_only_when_asked_for() -> None:
+    app = app_of(result_backend="redis://results:6379/1", aicache_share_backend=True)
+    assert runtime_of(app).settings.url == "redis://results:6379/1"
+
+
+@pytest.mark.parametrize("backend", ["cache+memory://", "rpc://", None])
+def test_a_result_backend_that_is_no_redis_cannot_be_shared(backend: str | None) -> None:
+    app = app_of(result_backend=backend, aicache_share_backend=True)
+    with pytest.raises(SettingsError, match="aicache_url is not set"):
+        _ = runtime_of(app).settings
+
+
+class Namespaced:
+    CELERY_AICACHE_TTL = "2h"
+    CELERY_TASK_ALWAYS_EAGER = True
+
+
+class UpperCase:
+    AICACHE_TTL = "2h"
+    CELERY_TASK_ALWAYS_EAGER = True
+
+
+class LowerCase:
+    aicache_ttl = "2h"
+    task_always_eager = True
+
+
+@pytest.mark.parametrize(("source", "namespace"), [(Namespaced, "CELERY"), (LowerCase, None)])
+def test_settings_come_from_an_object_in_each_of_celery_s_forms(source: type, namespace: str | None) -> None:
+    app = app_of()
+    app.config_from_object(source, namespace=namespace)
+    assert (runtime_of(app).settings.ttl, runtime_of(app).always_eager()) == (7200, True)
+
+
+def test_upper_case_settings_come_from_an_object_without_a_namespace() -> None:
+    app = app_of()
+    app.config_from_object(UpperCase)
+    assert runtime_of(app).settings.ttl == 7200
+
+
+def test_what_is_set_later_wins_over_the_object() -> None:
+    app = app_of()
+    app.config_from_object(Namespaced, namespace="CELERY")
+    app.conf.aicache_ttl = "3h"
+    app.conf.task_always_eager = False
+    assert (runtime_of(app).settings.ttl, runtime_of(app).always_eager()) == (10800, False)
+
+
+def test_a_misspelt_namespaced_setting_is_an_error_too() -> None:
+    app = app_of()
+    app.config_from_object(type("Source", (), {"CELERY_AICACHE_TLL": 5}), namespace="CELERY")
+    with pytest.raises(SettingsError, match="aicache_tll; did you mean aicache_ttl"):
+        _ = runtime_of(app).settings
+
+
+def test_settings_are_read_anew_after_a_reset() -> None:
+    app = app_of(aicache_ttl=5, aicache_url="redis://:pw@host/0")
+    assert runtime_of(app).settings.ttl == 5
+    app.conf.aicache_ttl = 6
+    assert runtime_of(app).settings.ttl == 5
+    reset_runtime(app)
+    assert (runtime_of(app).settings.ttl, runtime_of(app).settings.url) == (6, "redis://:pw@host/0")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("memory://", "memory://"),
+        ("redis://:pw@host/0", "redis://:********@host/0"),
+        ("rediss://user:p%40w:x@host/0?ssl_cert_reqs=none", "rediss://user:********@host/0?ssl_cert_reqs=none"),
+        ("redis://user:p@w@host/0", "redis://user:********@host/0"),
+        ("redis://user@host/0", "redis://user@host/0"),
+        ("unix:///run/s?db=1&password=pw", "unix:///run/s?db=1&password=********"),
+        ("rediss://host?ssl_password=pw&db=2", "rediss://host?ssl_password=********&db=2"),
+        ("redis+socket://:pw@/run/s", "redis+socket://:********@/run/s"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert mask_url(url) == shown
+
+
+def test_passwords_are_hidden_and_still_read() -> None:
+    app = app_of(aicache_url="redis://:pw@host/0", aicache_secret=SECRET)
+    hide_secrets(app.conf)
+    hide_secrets(app.conf)
+    shown = repr(app.conf.table(with_defaults=True, censored=False)) + app.conf.humanize() + repr(app.conf.aicache_url)
+    assert ":pw@" not in shown
+    assert SECRET not in shown
+    settings = runtime_of(app).settings
+    assert (settings.url, settings.secret) == ("redis://:pw@host/0", SECRET.encode())
+    assert "pw" not in repr(settings)
+    assert SECRET not in repr(settings)
+
+
+def test_a_namespaced_password_is_hidden_too() -> None:
+    app = app_of()
+    source = type("Source", (), {"CELERY_AICACHE_URL": "redis://:pw@host/0"})
+    app.config_from_object(source, namespace="CELERY")
+    hide_secrets(app.conf)
+    assert ":pw@" not in repr(app.conf.table(with_defaults=True, censored=False))
+    assert runtime_of(app).settings.url == "redis://:pw@host/0"
+
+
+def test_a_child_by_spawn_still_has_the_password() -> None:
+    hidden = hide("aicache_url", "redis://:pw@host/0")
+    again = pickle.loads(pickle.dumps(hidden))
+    assert (again, again.real, type(again)) == ("redis://:********@host/0", "redis://:pw@host/0", Hidden)
+    assert hide("aicache_url", hidden) is hidden
+
+
+@pytest.mark.parametrize("value", [None, "", "redis://host", 5, "redis://[::1"])
+def test_what_holds_no_password_stays_as_it_is(value: Any) -> None:
+    assert hide("aicache_url", value) is value
+
+
+def test_an_error_names_no_password() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_mapping({"aicache_url": "http://:pw@host"})
+    assert "pw" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_mapping({"aicache_secret": "sesame"})
+    assert "sesame" not in str(caught.value)
