@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import Any
 
@@ -154,8 +155,7 @@ class TestLookups:
         assert cache.get_cached_response(TEXT, "summarize", {}) is None
         data = gets(cache)[0].additional_data
         assert (data["status"], data["reason"]) == ("error", "redis_error")
-        assert "NOAUTH" in data["error"]
-        assert len(data["error"].split()) == 2
+        assert re.fullmatch(r"AuthenticationError( [A-Z]+)?", data["error"])  # redis-py 6 keeps no prefix
 
     def test_hit_rate_is_over_lookups_only(self, valkey: EmbeddedServer) -> None:
         """F4: a miss, a store and a hit are 50 %."""
@@ -251,7 +251,7 @@ class TestStatistics:
             admin.config_set("requirepass", "not-this-one")
         redis = live_cache(own_server.url).get_cache_stats()["redis"]
         assert redis["status"] == "error"
-        assert "NOAUTH" in redis["error"]
+        assert redis["error"].startswith("AuthenticationError")
 
     def test_summary_and_reset(self, valkey: EmbeddedServer) -> None:
         """C24, C23."""
