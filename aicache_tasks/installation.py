@@ -39,7 +39,7 @@ def install(app: Any) -> Any:
 
 
 def _hide_secrets(sender: Any, **_: Any) -> None:
-    hide_secrets(sender.conf)
+    hide_secrets(sender)
 
 
 class AICacheStep(bootsteps.StartStopStep):

@@ -45,7 +45,7 @@ class Runtime:
             app = self._app()
             assert app is not None, "the application is gone"
             self._settings = _read(app)
-            hide_secrets(app.conf)
+            hide_secrets(app)
         return self._settings
 
     @property
@@ -67,8 +67,7 @@ class Runtime:
         if app is None:
             return False
         if not self._eager_keys:
-            _ = app.conf.task_always_eager  # the configuration may not have been read yet
-            self._eager_keys = tuple(dict.fromkeys(app.conf._to_keys("task_always_eager")))
+            self._eager_keys = tuple(dict.fromkeys(_conf(app)._to_keys("task_always_eager")))
         # The view's own look-up costs microseconds; its maps under its keys are the same answer.
         for mapping in app.conf.maps:
             for key in self._eager_keys:
@@ -118,28 +117,36 @@ def _after_fork() -> None:
 
 
 def _read(app: Any) -> Settings:
-    settings = Settings.from_mapping(_given(app.conf), os.environ)
+    settings = Settings.from_mapping(_given(app), os.environ)
     if settings.url is None and settings.share_backend:
         settings = settings.updated({"aicache_url": settings.require_url(app.conf.result_backend)})
     return settings
 
 
-def _given(conf: Any) -> dict[str, Any]:
-    """Return the ``aicache_*`` settings, whether they have the application's namespace, upper case, or neither.
-
-    What was set later comes later and wins.
-    """
-    return {name: conf[key] for key in list(conf) if (name := _bare(conf, key)).startswith(PREFIX)}
-
-
-def _bare(conf: Any, key: str) -> str:
-    return key.lower().removeprefix((conf.prefix or "").lower())
+def _given(app: Any) -> dict[str, Any]:
+    """Return the ``aicache_*`` settings, whether they have the application's namespace, upper case, or neither."""
+    conf = _conf(app)
+    least_first = reversed(conf.maps)
+    return {name: mapping[key] for mapping in least_first for key, name in _ours(conf, mapping)}
 
 
-def hide_secrets(conf: Any) -> None:
-    """Take passwords out of what ``inspect conf`` and ``celery report`` show; `Settings` still reads them."""
-    for key in list(conf):
-        if (name := _bare(conf, key)) in ("aicache_url", "aicache_secret") and conf[key] is not (
-            hidden := hide(name, conf[key])
-        ):
+def _conf(app: Any) -> Any:
+    """Return the configuration, read: one that is still pending has no maps."""
+    _ = app.conf.task_always_eager
+    return app.conf
+
+
+def _ours(conf: Any, mapping: Any) -> list[tuple[str, str]]:
+    """Return the keys of ``aicache_*`` settings in *mapping*, each with its plain name."""
+    prefix = (conf.prefix or "").lower()
+    named = [(key, key.lower().removeprefix(prefix)) for key in mapping if isinstance(key, str)]
+    return [(key, name) for key, name in named if name.startswith(PREFIX)]
+
+
+def hide_secrets(app: Any) -> None:
+    """Take passwords out of what ``inspect conf`` and ``celery report`` show of *app*; `Settings` still reads them."""
+    conf = _conf(app)
+    for key, name in {pair for mapping in conf.maps for pair in _ours(conf, mapping)}:
+        hidden = hide(name, conf[key])
+        if hidden is not conf[key]:
             conf[key] = hidden

@@ -211,8 +211,8 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 def test_passwords_are_hidden_and_still_read() -> None:
     app = app_of(aicache_url="redis://:pw@host/0", aicache_secret=SECRET)
-    hide_secrets(app.conf)
-    hide_secrets(app.conf)
+    hide_secrets(app)
+    hide_secrets(app)
     shown = repr(app.conf.table(with_defaults=True, censored=False)) + app.conf.humanize() + repr(app.conf.aicache_url)
     assert ":pw@" not in shown
     assert SECRET not in shown
@@ -226,7 +226,7 @@ def test_a_namespaced_password_is_hidden_too() -> None:
     app = app_of()
     source = type("Source", (), {"CELERY_AICACHE_URL": "redis://:pw@host/0"})
     app.config_from_object(source, namespace="CELERY")
-    hide_secrets(app.conf)
+    hide_secrets(app)
     assert ":pw@" not in repr(app.conf.table(with_defaults=True, censored=False))
     assert runtime_of(app).settings.url == "redis://:pw@host/0"
 

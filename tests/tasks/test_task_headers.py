@@ -40,13 +40,13 @@ def info(bench: Bench) -> Info:
 @pytest.fixture
 def sent() -> Iterator[list[dict[str, Any]]]:
     """The headers of the messages that this process sends."""
-    headers: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = []
 
-    def note(headers_: dict[str, Any] | None = None, **message: Any) -> None:
-        headers.append(dict(message["headers"]))
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        seen.append(dict(headers))
 
-    signals.before_task_publish.connect(note)
-    yield headers
+    signals.before_task_publish.connect(note, weak=False)
+    yield seen
     signals.before_task_publish.disconnect(note)
 
 
