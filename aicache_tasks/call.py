@@ -46,6 +46,7 @@ class Call:
     key_ns = get_ns = decode_ns = compute_ns = set_ns = 0
     raw_bytes = stored_bytes = 0
     age_s = 0.0
+    asked_s = 0.0  # monotonic, before the tokens were read: until when L1 may trust them counts from here
     held: tuple[StoreReason, str] | None = None  # reason and detail of the fault that leaves no tokens
     kept = False
     model: str | None = None

@@ -66,6 +66,7 @@ class Lookup:
     def prepare(self, call: Call) -> None:
         """Fetch what a publish with no look-up before it needs: the tokens in force and the tombstone, if any."""
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
+        call.asked_s = self._parts.mono_s()
         data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
         call.seen = (tombstone_token(data) if data is not None else None) or call.seen
         call.tokens = self._tokens_for(call, token_keys, tokens)
@@ -86,6 +87,7 @@ class Lookup:
 
     def _from_store(self, call: Call, *, last: bool = False) -> Hit | Miss:
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
+        call.asked_s = self._parts.mono_s()
         data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
         try:
             return self._judge(call, data, tokens)
@@ -162,7 +164,7 @@ class Lookup:
         if local is None or not call.rules.local or call.key.text_tier not in self._parts.settings.l1_tiers:
             return
         bare = hit.opened._replace(body=b"")
-        local.put(call.key.redis_key, LocalEntry(hit.raw, bare, self._parts.mono_s()))
+        local.put(call.key.redis_key, LocalEntry(hit.raw, bare, call.asked_s))
         call.kept = True
 
     def _missed(self, call: Call, reason: str, token_keys: Sequence[str], tokens: Sequence[bytes | None]) -> Miss:

@@ -98,7 +98,7 @@ class Publisher:
         if call.key.text_tier not in self._parts.settings.l1_tiers:
             return None
         opened = self._parts.codec.open(frame.data, call.key.digest)
-        return LocalEntry(raw, opened._replace(body=b""), self._parts.mono_s())
+        return LocalEntry(raw, opened._replace(body=b""), call.asked_s)
 
     def _ttl_ms(self, call: Call) -> int:
         ttl_s = call.directives.ttl_s or call.rules.ttl_s

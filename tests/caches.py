@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aicache_tasks import AIResponseCache
+from aicache_tasks.call import Call
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.memory import MemoryStore
 
@@ -12,6 +13,7 @@ STRICT = Settings.from_mapping({"aicache_strict": True})
 PATIENT = {"aicache_budget_ms": 5000, "aicache_connect_ms": 5000}
 """For tests of what is answered, not of how soon."""
 DEFAULT_BUDGETS = {"aicache_budget_ms": 50, "aicache_connect_ms": 250}
+TEXT = "A text about ferries."
 ANSWER = {"operation": "summarize", "success": True, "result": "A summary of the text.", "metadata": {"word_count": 5}}
 
 
@@ -53,3 +55,11 @@ def gets(cache: AIResponseCache) -> list[Any]:
 def sets(cache: AIResponseCache) -> list[Any]:
     """Return the timings of stores, oldest first."""
     return [m for m in cache.monitor.cache_operation_times if m.operation_type == "set"]
+
+
+def looked_up(cache: AIResponseCache, operation: str, number: int = 0, tags: list[str] | None = None) -> Call:
+    """Return a call whose look-up missed: its body would run now."""
+    call = cache._call(TEXT, operation, {"n": number}, None, None, None, tags)
+    assert call is not None
+    assert not cache.find(call)
+    return call

@@ -13,10 +13,9 @@ from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import StoreRefused
 from aicache_tasks.testing import EmbeddedServer
 from tests import faults
-from tests.caches import ANSWER, DEFAULT_BUDGETS, Clock, gets, live_cache, sets, wound_cache
+from tests.caches import ANSWER, DEFAULT_BUDGETS, TEXT, Clock, gets, live_cache, sets, wound_cache
 from tests.faults import FaultProxy, black_hole, eventually
 
-TEXT = "A text about ferries."
 BUDGET_MS = 50
 QUICK = {**DEFAULT_BUDGETS, "aicache_breaker_min_s": 0.4}
 SLACK_S = 0.15

@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 
 from aicache_tasks import AIResponseCache, CachePolicy
-from aicache_tasks.call import Call
 from aicache_tasks.errors import StoreError, StoreUnavailable
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.testing import EmbeddedServer
-from tests.caches import Clock, gets, live_cache, wound_cache
-
-TEXT = "A text about ferries."
+from tests.caches import TEXT, Clock, gets, live_cache, looked_up, wound_cache
 
 
 def put(cache: AIResponseCache, operation: str, answer: Any, number: int = 0, **given: Any) -> None:
@@ -23,14 +20,6 @@ def put(cache: AIResponseCache, operation: str, answer: Any, number: int = 0, **
 
 def get(cache: AIResponseCache, operation: str, number: int = 0, **given: Any) -> Any:
     return cache.get_cached_response(TEXT, operation, {"n": number}, **given)
-
-
-def looked_up(cache: AIResponseCache, operation: str, number: int = 0) -> Call:
-    """Return a call whose look-up missed: its body would run now."""
-    call = cache._call(TEXT, operation, {"n": number}, None, None, None, None)
-    assert call is not None
-    assert not cache.find(call)
-    return call
 
 
 @pytest.fixture
@@ -154,9 +143,7 @@ class TestTokens:
 
     @pytest.mark.parametrize("how", ["operation", "tag", "all"])
     def test_a_body_that_began_before_it_is_refused_by_every_reader(self, cache: AIResponseCache, how: str) -> None:
-        call = cache._call(TEXT, "qa", {"n": 0}, None, None, None, ["doc:7"])
-        assert call is not None
-        assert not cache.find(call)
+        call = looked_up(cache, "qa", tags=["doc:7"])
         {
             "operation": lambda: cache.invalidate_by_operation("qa"),
             "tag": lambda: cache.invalidate_by_tag("doc:7"),

@@ -9,9 +9,7 @@ import pytest
 from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import StoreUnavailable
 from aicache_tasks.testing import EmbeddedServer
-from tests.caches import STRICT, Clock, gets, live_cache, wound_cache
-
-TEXT = "A text about ferries."
+from tests.caches import STRICT, TEXT, Clock, gets, live_cache, looked_up, wound_cache
 
 
 @pytest.fixture
@@ -100,6 +98,16 @@ def test_another_process_invalidates_within_a_second(clock: Clock, cache: AIResp
     other.invalidate(TEXT, "qa", {"n": 3})
     clock.wind(1.01)
     assert get(cache, 3) is None
+
+
+def test_an_answer_that_was_invalidated_while_its_body_ran_is_not_kept(clock: Clock, cache: AIResponseCache) -> None:
+    """F7: what L1 may trust counts from when the tokens were read, not from when the answer was stored."""
+    other = wound_cache(clock)
+    call = looked_up(cache, "qa")
+    other.invalidate_by_operation("qa")
+    clock.wind(10)
+    cache.publish(call, "computed before")
+    assert get(cache) is None
 
 
 @pytest.mark.parametrize("how", ["call", "operation", "all", "overwrite"])

@@ -17,9 +17,8 @@ from celery import Celery
 from aicache_tasks import MISS, AIResponseCache, CachedTask, CacheEntry, CachePolicy
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.testing import EmbeddedServer
-from tests.caches import ANSWER, PATIENT, STRICT, Clock, gets, live_cache, sets, wound_cache
+from tests.caches import ANSWER, PATIENT, STRICT, TEXT, Clock, gets, live_cache, sets, wound_cache
 
-TEXT = "A text about ferries."
 ZLIB = STRICT.updated({**PATIENT, "aicache_compression": "zlib"})
 
 
