@@ -25,10 +25,9 @@ class RedactedRequest(Request):
         headers = self._request_dict  # type: ignore[attr-defined] # not in the stubs
         headers["argsrepr"] = headers["kwargsrepr"] = REDACTED
 
-    def info(self, safe: bool = False) -> dict[str, Any]:
+    def info(self, safe: bool = False) -> Any:
         """Return what ``inspect`` shows of the call; the arguments themselves, which it shows by default, never."""
-        shown: dict[str, Any] = super().info(safe=True)
-        return shown
+        return super().info(safe=True)
 
 
 def redacted_request(given: Any) -> Any:

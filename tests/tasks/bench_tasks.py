@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +92,7 @@ def note_status(task_id: str, task: Any, **_: Any) -> None:
     client, info = counts(task.app.conf.result_backend), getattr(task.request, "aicache", None)
     if info is not None:
         client.hset(f"info:{task_id}", mapping=info._asdict())
+    client.rpush(f"headers:{task_id}", json.dumps(task.request.headers))
     client.rpush(f"status:{task_id}", info.status if info is not None else "stock")
 
 

@@ -1,4 +1,4 @@
-"""A prefork worker in a process of its own, for the session, and a worker with threads, for a module."""
+"""For the session: a prefork worker and one with threads, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
 
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import WorkerProcess
@@ -22,7 +21,7 @@ class Bench(NamedTuple):
     pool: str
     app: Celery
     cache: EmbeddedServer
-    worker: WorkerProcess | None = None
+    worker: WorkerProcess
 
 
 class Servers(NamedTuple):
@@ -52,26 +51,29 @@ def servers() -> Iterator[Servers]:
         yield Servers(queue, cache)
 
 
-@pytest.fixture(scope="session")
-def prefork(servers: Servers) -> Iterator[Bench]:
-    config = servers.config(broker_db=0)
+def running(servers: Servers, pool: str, broker_db: int) -> Iterator[Bench]:
+    """Start a worker process with *pool*, and yield it with its caller's app."""
+    config = servers.config(broker_db)
     urls = (config["broker_url"], config["result_backend"], config["aicache_url"])
-    worker = WorkerProcess("tests.tasks.bench_worker", *urls, env={"C_FORCE_ROOT": "1"}).start()  # for pickle
+    root = {"C_FORCE_ROOT": "1"}  # for pickle
+    worker = WorkerProcess("tests.tasks.bench_worker", *urls, pool=pool, concurrency=3, env=root).start()
     app = make_app(**config)
     try:
         worker.ready()
-        yield Bench("prefork", app, servers.cache, worker)
+        yield Bench(pool, app, servers.cache, worker)
     finally:
         worker.close()
         end(app)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def prefork(servers: Servers) -> Iterator[Bench]:
+    yield from running(servers, "prefork", broker_db=0)
+
+
+@pytest.fixture(scope="session")
 def threads(servers: Servers) -> Iterator[Bench]:
-    app = make_app(**servers.config(broker_db=2))
-    with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False):
-        yield Bench("threads", app, servers.cache)
-    end(app)
+    yield from running(servers, "threads", broker_db=2)
 
 
 @pytest.fixture(params=["prefork", "threads"])

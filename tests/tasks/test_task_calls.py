@@ -529,6 +529,20 @@ def test_apply_uses_the_cache_without_always_eager(make: Make) -> None:
     assert [body.task.apply(("a",)).get(), body.task.apply(("a",)).get(), body("a"), body.runs] == ["answer"] * 3 + [1]
 
 
+def test_the_status_of_a_call_is_in_no_header_of_its_retry(make: Make) -> None:
+    seen: list[Any] = []
+
+    def body(self: Any, text: str) -> str:
+        seen.append((self.request.aicache.status, self.request.headers))
+        if self.request.retries < 2:
+            raise self.retry(countdown=0)
+        return text
+
+    task = make().task(base=CachedTask, cache={}, bind=True, name="calls.retries")(body)
+    assert task.apply(("a",)).get() == "a"
+    assert seen == [("miss", {})] * 3
+
+
 def test_a_missing_url_names_both_settings(make: Make) -> None:
     app = make(aicache_url=None, result_backend="redis://localhost/0")
     body = Body(app)
