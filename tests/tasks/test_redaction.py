@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
+from celery.signals import before_task_publish
 
-from aicache_tasks import install
+from aicache_tasks import CachedTask, install
 from aicache_tasks.redaction import REDACTED
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import ROOT, WorkerProcess, wait_until
+from tests.tasks.bench_tasks import LoneCelery
 
 PASSWORD = "tell-nobody"
 MODULE = "tests.tasks.redaction_worker"
@@ -204,3 +206,25 @@ def test_installing_twice_wraps_once() -> None:
     app = install(Celery("twice", set_as_current=False))
     once = app.send_task
     assert install(app).send_task is once
+
+
+def test_a_task_s_own_sends_are_redacted_without_install(canary: str) -> None:
+    seen: list[str] = []
+
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        seen.append(headers["argsrepr"] + headers["kwargsrepr"])
+
+    app = LoneCelery("no-install", broker="memory://", set_as_current=False)
+    task = app.task(base=CachedTask, cache={}, name="no-install")(body)
+    before_task_publish.connect(note, weak=False)
+    try:
+        task.delay(canary)
+        task.s(text=canary).apply_async(argsrepr=canary)
+    finally:
+        before_task_publish.disconnect(note)
+        app.close()
+    assert seen == [REDACTED * 2] * 2
+
+
+def body(text: str) -> str:
+    return text
