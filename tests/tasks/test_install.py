@@ -24,11 +24,11 @@ from aicache_tasks import CachedTask, install
 app = install(Celery("watched"))
 app.conf.update({conf!r})
 
-@app.task(base=CachedTask, cache={policy!r}, name="summarize")
-def summarize(text):
+@app.task(base=CachedTask, cache={policy!r}, name="condense")
+def condense(text):
     {body}
 """
-WARNING = "the body of task 'summarize' changed but its cache version"
+WARNING = "the body of task 'condense' changed but its cache version"
 
 
 class Shop:
@@ -39,7 +39,7 @@ class Shop:
 
     def log_of_a_start(self, body: str, version: Any = 1, **conf: Any) -> str:
         """Write the application, start a worker, stop it once it takes tasks or ends, and return its log."""
-        policy = {"operation": "summarize", "version": version}
+        policy = {"operation": "condense", "version": version}
         settings = {"aicache_url": self._server.url, "aicache_budget_ms": 2000, **conf}
         (self._folder / "shop_app.py").write_text(MODULE.format(conf=settings, policy=policy, body=body))
         urls = (self._server.url, self._server.url)
@@ -85,9 +85,9 @@ def changed(valkey: EmbeddedServer, make: Make) -> Callable[..., list[str]]:
 
     def check(body: str, **policy: Any) -> list[str]:
         app, scope = make(aicache_url=valkey.url, aicache_budget_ms=2000), {"__name__": "made"}
-        exec(f"def summarize(text):\n    {body}", scope)
-        task = app.task(base=CachedTask, cache=policy, name="summarize")(scope["summarize"])
-        assert task.name == "summarize"
+        exec(f"def condense(text):\n    {body}", scope)
+        task = app.task(base=CachedTask, cache=policy, name="condense")(scope["condense"])
+        assert task.name == "condense"
         return warn_of_changed_bodies(app, runtime_of(app))
 
     return check
@@ -98,15 +98,15 @@ def test_the_first_start_of_each_version_leaves_the_body_that_later_ones_are_com
 ) -> None:
     assert changed("return text", version="p1") == []
     assert changed("return text", version="p1") == []
-    assert changed("return text * 2", version="p1") == ["summarize"]
-    assert changed("return text * 2", version="p1") == ["summarize"]
+    assert changed("return text * 2", version="p1") == ["condense"]
+    assert changed("return text * 2", version="p1") == ["condense"]
     assert changed("return text * 2", version="p2") == []
     assert changed("return text", version="p1") == []
     assert len([record for record in caplog.records if WARNING in record.getMessage()]) == 2
 
 
 def test_a_task_without_a_version_is_compared_too(changed: Callable[..., list[str]]) -> None:
-    assert [changed("return text"), changed("return 5")] == [[], ["summarize"]]
+    assert [changed("return text"), changed("return 5")] == [[], ["condense"]]
 
 
 def test_version_auto_needs_no_warning(changed: Callable[..., list[str]]) -> None:
@@ -122,7 +122,7 @@ def test_an_invalidation_does_not_forget_the_body(
 ) -> None:
     assert changed("return text") == []
     runtime_of(make(aicache_url=valkey.url, aicache_budget_ms=2000)).cache.invalidate_all()
-    assert changed("return 5") == ["summarize"]
+    assert changed("return 5") == ["condense"]
 
 
 def test_a_server_that_is_away_is_no_reason_not_to_start(make: Make, caplog: pytest.LogCaptureFixture) -> None:
