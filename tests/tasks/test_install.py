@@ -114,7 +114,7 @@ def test_version_auto_needs_no_warning(changed: Callable[..., list[str]]) -> Non
 
 
 def test_operations_are_compared_apart(changed: Callable[..., list[str]]) -> None:
-    assert [changed("return text", operation="a"), changed("return 5", operation="b")] == [[], []]
+    assert [changed("return text", operation="install-a"), changed("return 5", operation="install-b")] == [[], []]
 
 
 def test_an_invalidation_does_not_forget_the_body(

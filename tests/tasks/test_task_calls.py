@@ -168,9 +168,9 @@ def test_each_task_s_lifetime_is_the_server_s_own(valkey: EmbeddedServer, client
 def test_another_version_or_model_is_another_entry(make: Make) -> None:
     """F18"""
     app = make()
-    one = Body(app, "one", operation="v", shared=True, version="prompt-1")
-    two = Body(app, "two", operation="v", shared=True, version="prompt-2")
-    other = Body(app, "other", operation="v", shared=True, version="prompt-1", vary=lambda: {"model": "b"})
+    one = Body(app, "one", operation="calls.v", shared=True, version="prompt-1")
+    two = Body(app, "two", operation="calls.v", shared=True, version="prompt-2")
+    other = Body(app, "other", operation="calls.v", shared=True, version="prompt-1", vary=lambda: {"model": "b"})
     assert [one(), two(), other()] == ["one", "two", "other"]
     assert [one(), two(), other()] == ["one", "two", "other"]
     assert [one.runs, two.runs, other.runs] == [1, 1, 1]
@@ -205,8 +205,8 @@ def test_a_fallback_answer_is_given_but_not_kept(make: Make, policy: dict[str, A
 
 def test_an_invalid_entry_is_not_served_by_a_newer_validate(make: Make) -> None:
     app = make()
-    old = Body(app, {"short": 1}, operation="v", shared=True)
-    new = Body(app, {"long": 1}, operation="v", shared=True, validate=_must_be_long)
+    old = Body(app, {"short": 1}, operation="calls.v", shared=True)
+    new = Body(app, {"long": 1}, operation="calls.v", shared=True, validate=_must_be_long)
     old()
     assert new() == {"long": 1}
     assert new.task.cache.last.reason == "corrupt"
@@ -309,14 +309,16 @@ def test_an_argument_that_is_not_ignored_by_name_is_keyed(make: Make) -> None:
 def test_text_arg_names_the_parameter_that_holds_the_text(make: Make) -> None:
     app = make()
 
-    @app.task(base=CachedTask, cache=CachePolicy(operation="named", text_arg="document", question_arg="ask"))
+    @app.task(base=CachedTask, cache=CachePolicy(operation="calls.named", text_arg="document", question_arg="ask"))
     def named(document: str, ask: str, size: int = 1) -> str:
         return f"{document}{ask}{size}"
 
     named("long text", "why?")
     cache = runtime_of(app).cache
-    assert cache.get_cached_response("long text", "named", {"size": 1}, "why?") == "long textwhy?1"
-    assert cache.generate_cache_key("long text", "named", {"size": 1}, "why?") == named.cache.key("long text", "why?")
+    assert cache.get_cached_response("long text", "calls.named", {"size": 1}, "why?") == "long textwhy?1"
+    assert cache.generate_cache_key("long text", "calls.named", {"size": 1}, "why?") == named.cache.key(
+        "long text", "why?"
+    )
     assert named.cache.explain("long text", "why?").keyed == ("text", "question", "size")
 
 
@@ -330,7 +332,7 @@ def test_a_wrong_call_raises_the_task_s_own_type_error(make: Make) -> None:
 def test_annotations_add_up_and_show_in_peek(make: Make) -> None:
     app = make()
 
-    @app.task(base=CachedTask, cache={"operation": "told"})
+    @app.task(base=CachedTask, cache={"operation": "calls.told"})
     def told(text: str) -> str:
         annotate(model="m-0", usage={"input_tokens": 3})
         annotate(model="m-1", usage={"input_tokens": 4, "output_tokens": 1}, cost=0.5)
