@@ -61,7 +61,10 @@ def redact_sends(app: Any) -> None:
 
 def _hides(app: Any, name: str) -> bool:
     task = app.tasks.get(name)
-    if task is None:
-        return True
+    return task is None or hides_arguments(task)
+
+
+def hides_arguments(task: Any) -> bool:
+    """Say whether the arguments and results of a task (or a class) are hidden: it or its policy says so."""
     policy = getattr(task, "cache_policy", None)
-    return policy is not None and policy.redact
+    return bool(getattr(task, "redact_arguments", False) or (policy is not None and policy.redact))

@@ -18,7 +18,7 @@ from aicache_tasks.call import CURRENT
 from aicache_tasks.directed import Directed
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.policy import CachePolicy, check_directives
-from aicache_tasks.redaction import REQUEST, redacted_options, redacted_request
+from aicache_tasks.redaction import REQUEST, hides_arguments, redacted_options, redacted_request
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.taskcache import TaskCache
 
@@ -57,6 +57,8 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
     abstract = True
     cache_policy: ClassVar[CachePolicy | None] = None
     """The task's policy; set with ``cache=``."""
+    redact_arguments: ClassVar[bool] = False
+    """Hide arguments and results of a task that has no policy too."""
     cache = _CacheAttribute()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -89,7 +91,7 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Send the task; with a policy its arguments show as ``<redacted>``."""
-        if self.cache_policy is not None and self.cache_policy.redact:
+        if hides_arguments(self):
             options = redacted_options(options)
         return super().apply_async(args, kwargs, *more, **options)
 
@@ -154,7 +156,7 @@ def _check_inheritance(cls: type[CachedTask]) -> None:
 
 def _redact(cls: type[CachedTask]) -> None:
     """Choose what a worker shows of the class's calls: nothing, or what a stock task shows."""
-    if cls.cache_policy is not None and cls.cache_policy.redact:
+    if hides_arguments(cls):
         cls.resultrepr_maxsize = 0
         cls.Request = redacted_request(cls.Request)
     elif cls.Request == REQUEST and "Request" not in cls.__dict__:

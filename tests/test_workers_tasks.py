@@ -15,6 +15,7 @@ from celery import Celery, _state, group
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
+from aicache_tasks.redaction import REQUEST
 from aicache_tasks.testing import EmbeddedServer
 from workers import engines, tasks
 from workers.app import make_app
@@ -369,6 +370,14 @@ def test_a_message_shows_no_text_outside_of_its_body(app: Celery, client: Any, o
     assert headers["task"] == f"workers.{operation}"
     assert (headers["argsrepr"], headers["kwargsrepr"]) == ("<redacted>", "<redacted>")
     assert "Ostermere" not in json.dumps(headers)
+
+
+def test_a_batch_by_name_shows_no_text_and_a_worker_hides_its_result(app: Celery, client: Any) -> None:
+    """``batch`` has no policy: it says ``redact_arguments`` itself."""
+    app.send_task("workers.batch", kwargs={"requests": [{"operation": "sentiment", "text": TEXT}]})
+    headers = json.loads(client.lindex("celery", 0))["headers"]
+    assert (headers["argsrepr"], headers["kwargsrepr"]) == ("<redacted>", "<redacted>")
+    assert (tasks.batch.Request, tasks.batch.resultrepr_maxsize) == (REQUEST, 0)
 
 
 class TestApp:

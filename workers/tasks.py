@@ -19,7 +19,6 @@ from typing import Any, Final
 from celery import shared_task
 
 from aicache_tasks import CachedTask, CachePolicy, annotate
-from aicache_tasks.redaction import REQUEST, redacted_options
 from workers.engines import current_engine
 from workers.engines.base import EngineError
 from workers.operations import (
@@ -106,19 +105,7 @@ def qa(text: str, question: str) -> dict[str, Any]:
     return _answer("qa", text, question=question)
 
 
-class RedactedTask(CachedTask):
-    """A task without a cache of its own that handles texts: its arguments and its result are not shown either."""
-
-    abstract = True
-    Request = REQUEST
-    resultrepr_maxsize = 0
-
-    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        """Send the task; its arguments show as ``<redacted>``."""
-        return super().apply_async(args, kwargs, *more, **redacted_options(options))
-
-
-@shared_task(base=RedactedTask, bind=True, name="workers.batch")
+@shared_task(base=CachedTask, bind=True, redact_arguments=True, name="workers.batch")
 def batch(self: Any, requests: list[dict[str, Any]]) -> dict[str, Any]:
     """Run 1 to 50 operations, one after the other in this process; each of them uses the cache by itself.
 
