@@ -166,20 +166,35 @@ class TaskCache:
         self, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
     ) -> Any:
         if self._is_off(request):
-            self._note(CallInfo("disabled", "", self._operation, ""), request)
-            return body(*args, **kwargs)
+            return self._past("disabled", body, args, kwargs, directives, request)
         plan = self.plan
         call = self._begin(plan, args, kwargs, directives, request)
         if call is None:
-            self._note(CallInfo("bypass", "", plan.operation, ""), request)
-            return body(*args, **kwargs)
+            return self._past("bypass", body, args, kwargs, directives, request)
         hit = plan.cache.find(call)
         self._note(call.info(), request)
         if hit is not MISS:
             return hit.value
-        if directives.only_if_cached:
-            raise NotCached(f"no entry for this call of {plan.operation}")
+        self._refuse_to_compute(directives)
         return self._compute(plan, call, body, args, kwargs, request)
+
+    def _past(
+        self,
+        status: str,
+        body: Body,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        directives: Directives,
+        request: Any,
+    ) -> Any:
+        """Run the body with no look-up and no store."""
+        self._note(CallInfo(status, "", self._operation, ""), request)
+        self._refuse_to_compute(directives)
+        return body(*args, **kwargs)
+
+    def _refuse_to_compute(self, directives: Directives) -> None:
+        if directives.only_if_cached:
+            raise NotCached(f"no entry for this call of {self._operation}")
 
     def _compute(
         self, plan: _Plan, call: Call, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], request: Any

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
-from aicache_tasks import CachedTask, CachePolicy, SettingsError, annotate
+from aicache_tasks import CachedTask, CachePolicy, NotCached, SettingsError, annotate
 from aicache_tasks.runtime import reset_runtime, runtime_of
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import free_port
@@ -587,3 +587,17 @@ def test_the_text_is_in_no_key_and_no_log_line(
     assert body.runs == 2
     assert "canary" not in shown
     assert "ms doe" not in shown
+
+
+def test_only_if_cached_never_computes_also_when_there_is_no_look_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller who will not pay gets `NotCached` from a disabled cache and for a call that cannot be keyed."""
+    body = Body(make())
+    with pytest.raises(NotCached):
+        body.task.with_cache(only_if_cached=True)(size=object())
+    monkeypatch.setenv("AICACHE_DISABLED", "1")
+    off = Body(make())
+    with pytest.raises(NotCached):
+        off.task.with_cache(only_if_cached=True)()
+    assert body.runs == off.runs == 0
