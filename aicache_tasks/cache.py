@@ -15,6 +15,7 @@ from typing import Any
 
 from aicache_tasks.call import Call, Rules
 from aicache_tasks.codec import Codec
+from aicache_tasks.durations import Duration
 from aicache_tasks.errors import StoreError
 from aicache_tasks.identity import Identities
 from aicache_tasks.invalidation import ADMIN_BUDGET_S, Invalidator
@@ -23,7 +24,7 @@ from aicache_tasks.local import LocalCache
 from aicache_tasks.lookup import Hit, Lookup
 from aicache_tasks.monitor import CachePerformanceMonitor
 from aicache_tasks.parts import InternalErrors, Parts, wall_ms
-from aicache_tasks.policy import CachePolicy, Directives, PolicyRegistry
+from aicache_tasks.policy import CachePolicy, PolicyRegistry, directives_from
 from aicache_tasks.publish import Publisher
 from aicache_tasks.records import MISS, CacheEntry, Miss, Sample
 from aicache_tasks.settings import Settings
@@ -177,13 +178,28 @@ class AIResponseCache:
         version: str | int | None = None,
         tenant: str | None = None,
         tags: Sequence[str] | None = None,
-        max_age: float | None = None,
+        max_age: Duration | None = None,
     ) -> CacheEntry | Miss:
-        """Return the entry, or MISS; *max_age* in seconds refuses older ones."""
+        """Return the entry, or MISS.
+
+        Args:
+            text: usually a str; it, *operation*, *options* and *question* say which call is meant.
+            operation: the cache identity of the task.
+            options: the other arguments.
+            question: None is not the same as an empty question.
+            version: of the prompt or the code; by default that of the operation's policy, as *tenant* and *tags*.
+            tenant: whose answer it is.
+            tags: names that it can be invalidated by.
+            max_age: refuse older entries; seconds or ``"10m"``.
+
+        Raises:
+            DirectiveError: *max_age* is not a duration.
+        """
+        directives = directives_from({"max_age": max_age, "only_if_cached": True})
         call = self._call(text, operation, options, question, version, tenant, tags)
         if call is None:
             return MISS
-        call.directives = Directives(max_age_s=max_age, only_if_cached=True)
+        call.directives = directives
         hit = self.find(call)
         return MISS if hit is MISS else self.entry(call, hit)
 
@@ -198,13 +214,21 @@ class AIResponseCache:
         version: str | int | None = None,
         tenant: str | None = None,
         tags: Sequence[str] | None = None,
-        ttl: float | None = None,
+        ttl: Duration | None = None,
     ) -> None:
-        """Store *response*; it can be read when this returns. *ttl* is in seconds."""
+        """Store *response*; it can be read when this returns.
+
+        Args:
+            ttl: lifetime of this entry, seconds or ``"2h"``; the others are as for `lookup`.
+
+        Raises:
+            DirectiveError: *ttl* is not a lifetime.
+        """
+        directives = directives_from({"ttl": ttl})
         call = self._call(text, operation, options, question, version, tenant, tags)
         if call is None:
             return
-        call.directives = Directives(ttl_s=ttl)
+        call.directives = directives
         self.store_now(call, response)
 
     def store_now(self, call: Call, value: Any) -> None:
@@ -213,6 +237,8 @@ class AIResponseCache:
             self._lookup.prepare(call)
         except StoreError as error:
             call.held = error.reason, error.detail
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not fail a task
+            self.parts.errors.caught(error, "prepare")
         self.publish(call, value)
 
     def entry(self, call: Call, hit: Hit) -> CacheEntry:

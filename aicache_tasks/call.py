@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from aicache_tasks.errors import StoreReason
@@ -101,36 +102,40 @@ class Call:
         )
 
 
+_MAX_COUNT = 2**53
+
 CURRENT: ContextVar[Call | None] = ContextVar("aicache_call", default=None)
 """The call whose body is running, None outside of a cached body."""
 
 
-def annotate(*, model: str | None = None, usage: Mapping[str, int] | None = None, cost: float | None = None) -> None:
+def annotate(
+    *, model: str | None = None, usage: Mapping[str, int] | None = None, cost: float | Decimal | None = None
+) -> None:
     """Say in a task's body what the answer took; it is kept with the entry.
 
-    Outside of a cached body, or when nothing will be stored, this does nothing.
+    Outside of a cached body, or when nothing will be stored, this does nothing. It never raises: the answer is paid for
+    by then. What is not of the kind said below is left out, such as the nested details of a provider's usage.
 
     Args:
         model: the model that answered, which may be a fallback.
         usage: counts such as ``{"input_tokens": 812, "output_tokens": 96}``; repeated calls add up.
         cost: in your currency; repeated calls add up.
-
-    Raises:
-        TypeError: *usage* is not a mapping of names to whole numbers.
     """
     call = CURRENT.get()
     if call is None:
         return
-    if usage is not None:
+    if isinstance(usage, Mapping):
         call.usage = _added(call.usage, usage)
-    if cost is not None:
-        call.cost = float(cost) if call.cost is None else call.cost + cost
-    call.model = call.model if model is None else str(model)
+    if isinstance(cost, (int, float, Decimal)) and not isinstance(cost, bool):
+        call.cost = (0.0 if call.cost is None else call.cost) + float(cost)
+    if isinstance(model, str):
+        call.model = model
 
 
 def _added(have: Mapping[str, int] | None, more: Mapping[Any, Any]) -> dict[str, int]:
+    """Return *have* with the whole numbers of *more* added."""
+    total = dict(have or {})
     for name, count in more.items():
-        if not isinstance(name, str) or isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError("annotate: usage maps names to whole numbers")
-    before = have or {}
-    return {**before, **{name: before.get(name, 0) + count for name, count in more.items()}}
+        if type(name) is str and type(count) is int and abs(count) < _MAX_COUNT:
+            total[name] = total.get(name, 0) + count
+    return total

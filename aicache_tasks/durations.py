@@ -39,7 +39,9 @@ def parse_duration(given: Duration, *, name: str) -> float:
     """
     seconds = _seconds(given)
     if seconds is None or math.isnan(seconds) or seconds < 0:
-        raise SettingsError(f"{name}: {given!r} is not a duration; write seconds or text such as '90s', '2h5m', '1d'")
+        raise SettingsError(
+            f"{name}: {given!r} is not a duration of 0 or more; write seconds or text such as '90s', '2h5m', '1d'"
+        )
     if seconds > MAX_DURATION_S:
         raise SettingsError(f"{name}: longer than a hundred years")
     return seconds

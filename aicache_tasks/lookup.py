@@ -14,7 +14,7 @@ from aicache_tasks.call import Call
 from aicache_tasks.codec import Opened, Tokens, tombstone_token
 from aicache_tasks.errors import CorruptPayload, StoreError, UnknownPayload
 from aicache_tasks.local import LocalEntry
-from aicache_tasks.parts import Parts, new_token
+from aicache_tasks.parts import InternalErrors, Parts, new_token
 from aicache_tasks.records import MISS, Miss
 
 L1_TRUST_S: Final = 1.0
@@ -137,7 +137,7 @@ class Lookup:
         raw = self._parts.codec.inflate(opened) if raw is None else raw
         value = self._parts.codec.load(raw)
         call.decode_ns = perf_counter_ns() - started
-        if call.rules.validate is not None and not is_valid(call.rules.validate, value):
+        if not is_valid(self._parts.errors, call, value):
             raise _Rejected("corrupt")
         call.status, call.reason, call.age_s = "hit", "", age_s
         call.raw_bytes, call.stored_bytes = opened.raw_bytes, opened.stored_bytes
@@ -212,9 +212,15 @@ class Lookup:
             record(call.sample(now_s, "decode", call.status, call.reason, call.decode_ns))
 
 
-def is_valid(validate: Any, value: Any) -> bool:
-    """Ask a policy's ``validate``: False or a ValueError, TypeError or AssertionError means invalid."""
+def is_valid(errors: InternalErrors, call: Call, value: Any) -> bool:
+    """Ask the policy's ``validate``: False or any exception means invalid; other than ValueError it is warned of."""
+    validate = call.rules.validate
+    if validate is None:
+        return True
     try:
         return validate(value) is not False
-    except (ValueError, TypeError, AssertionError):
+    except (ValueError, AssertionError):
+        return False
+    except Exception as error:  # noqa: BLE001 - the user's code must not fail a paid answer
+        errors.hook_failed("validate", call.key.operation, error)
         return False

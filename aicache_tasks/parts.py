@@ -19,6 +19,7 @@ from aicache_tasks.keys import CacheKeyGenerator
 from aicache_tasks.local import LocalCache
 from aicache_tasks.monitor import CachePerformanceMonitor
 from aicache_tasks.settings import Settings
+from aicache_tasks.signals import raised_by_handler
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.stores.guard import Guard
 
@@ -51,10 +52,18 @@ class InternalErrors:
         """Count *error*; the log line has its class only, since its text may quote an argument."""
         if self.strict or steers(error):
             raise error
-        kind = f"{where}:{type(error).__name__}"
-        self.counts[kind] += 1
-        if self.counts[kind] == 1:
-            log.error("aicache.internal_error", extra={"aicache": {"where": where, "error": type(error).__name__}})
+        name = type(error).__name__
+        if self._is_first(f"{where}:{name}"):
+            extra = {"aicache": {"where": where, "error": name}}
+            log.error("aicache.internal_error: %s in %s; counted from now on, not logged", name, where, extra=extra)
+
+    def hook_failed(self, hook: str, operation: str, error: Exception) -> None:
+        """Count a policy's callable that raised; warn once for each operation, hook and class."""
+        if steers(error):
+            raise error
+        name = type(error).__name__
+        if self._is_first(f"{hook}:{operation}:{name}"):
+            log.warning("aicache.policy %r: %s= raised %s", operation, hook, name)
 
     def damaged(self, operation: str) -> None:
         """Count an entry that is removed because it is damaged or no longer valid; warn once for each operation."""
@@ -68,7 +77,11 @@ class InternalErrors:
         known = isinstance(error, KeyEncodingError)
         kind = f"bypass:{operation}:{error if known else type(error).__name__}"
         if self._is_first(kind):
-            why = str(error) if known else type(error).__name__
+            why = (
+                str(error)
+                if known
+                else f"vary=, tenant= or tags= raised {type(error).__name__}, or an argument is wrong"
+            )
             log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
 
     def _is_first(self, kind: str) -> bool:
@@ -78,8 +91,13 @@ class InternalErrors:
 
 
 def steers(error: BaseException) -> bool:
-    """Say whether *error* steers a task (Retry, Ignore, Reject, a soft time limit): never ours to keep."""
-    return any(kind.__module__.partition(".")[0] in ("celery", "billiard") for kind in type(error).__mro__)
+    """Say whether *error* steers a task: never ours to keep.
+
+    These are Celery's and billiard's own (Retry, Ignore, Reject, a soft time limit) and whatever a signal handler raised.
+    """
+    if any(kind.__module__.partition(".")[0] in ("celery", "billiard") for kind in type(error).__mro__):
+        return True
+    return raised_by_handler(error, within="aicache_tasks") is not None
 
 
 class Parts(NamedTuple):

@@ -81,7 +81,7 @@ class CachePolicy:
             raise SettingsError(f"cache version: {self.version!r} is not text or a number")
         if self.tenant is not None and not isinstance(self.tenant, str) and not callable(self.tenant):
             raise SettingsError("cache tenant: must be text or a callable over the arguments")
-        if self.jitter is not None and not 0 <= self.jitter <= 0.5:
+        if self.jitter is not None and not (isinstance(self.jitter, (int, float)) and 0 <= self.jitter <= 0.5):
             raise SettingsError(f"cache jitter: {self.jitter!r} is outside 0 to 0.5")
         if self.ttl_s == 0:
             raise SettingsError("cache ttl: must be longer than 0")
@@ -116,6 +116,7 @@ class CachePolicy:
         if not self.tags:
             return ()
         found = call_with(self.tags, arguments) if callable(self.tags) else [_fill(t, arguments) for t in self.tags]
+        found = (found,) if isinstance(found, str) else tuple(found)
         tags = tuple(sorted({tag for tag in found if isinstance(tag, str) and tag}))
         if len(tags) != len(set(found)) or len(tags) > _MAX_TAGS:
             raise ValueError("tags must be 32 non-empty texts at most")

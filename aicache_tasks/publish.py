@@ -60,7 +60,7 @@ class Publisher:
         self._record(call, NO_EXTRA)
 
     def _store(self, call: Call, value: Any) -> Mapping[str, Any]:
-        _check(call, value)
+        self._check(call, value)
         if call.tokens is None:  # without the tokens of before the body, no invalidation could be told from none
             raise _unfenced(call)
         raw = self._parts.codec.dump(value)
@@ -77,6 +77,23 @@ class Publisher:
             "compression_time": frame.compress_ns / 1e9,
             "ttl": ttl_ms / 1000,
         }
+
+    def _check(self, call: Call, value: Any) -> None:
+        if call.directives.no_store:
+            raise _Skipped("no_store")
+        if not self._may_store(call, value):
+            raise _Skipped("store_if")
+        if not is_valid(self._parts.errors, call, value):
+            raise _Skipped("validate")
+
+    def _may_store(self, call: Call, value: Any) -> bool:
+        if call.rules.store_if is None:
+            return True
+        try:
+            return bool(call.rules.store_if(value))
+        except Exception as error:  # noqa: BLE001 - the user's code must not fail a paid answer
+            self._parts.errors.hook_failed("store_if", call.key.operation, error)
+            return False
 
     def _seal(self, call: Call, raw: bytes, ttl_ms: int) -> tuple[Frame, LocalEntry | None]:
         assert call.tokens is not None
@@ -109,16 +126,6 @@ class Publisher:
     def _record(self, call: Call, extra: Mapping[str, Any]) -> None:
         now_s = self._parts.now_ms() / 1000
         self._parts.monitor.record(call.sample(now_s, "set", call.set_status, call.set_reason, call.set_ns, extra))
-
-
-def _check(call: Call, value: Any) -> None:
-    rules = call.rules
-    if call.directives.no_store:
-        raise _Skipped("no_store")
-    if rules.store_if is not None and not rules.store_if(value):
-        raise _Skipped("store_if")
-    if rules.validate is not None and not is_valid(rules.validate, value):
-        raise _Skipped("validate")
 
 
 def _unfenced(call: Call) -> StoreError:

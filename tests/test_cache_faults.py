@@ -193,7 +193,9 @@ def test_a_bug_of_ours_is_counted_logged_once_and_fails_nobody(caplog: pytest.Lo
     for _ in range(3):
         assert cache.get_cached_response(TEXT, "qa", {}) is None
     assert cache.parts.errors.counts == {"lookup:KeyError": 3}
-    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == ["aicache.internal_error"]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == [
+        "aicache.internal_error: KeyError in lookup; counted from now on, not logged"
+    ]
     assert "a prompt" not in caplog.text
 
 
