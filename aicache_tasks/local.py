@@ -110,6 +110,14 @@ class LocalCache:
             self._bytes = 0
             return dropped
 
+    def after_fork(self) -> None:
+        """In a forked child: forget everything, under a new lock.
+
+        Another thread of the parent may have held the lock at the fork, in the middle of a change.
+        """
+        self._lock = threading.Lock()
+        self._slots, self._bytes, self.evictions = OrderedDict(), 0, 0
+
     def __len__(self) -> int:
         return len(self._slots)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import threading
 import tracemalloc
 from typing import Any
@@ -266,3 +267,29 @@ def test_threads_share_a_cache(clocks: Clocks) -> None:
     assert l1.bytes <= 60_000
     l1.clear()
     assert l1.bytes == 0
+
+
+def test_a_child_forked_while_a_thread_was_changing_the_cache_starts_with_an_empty_one(clocks: Clocks) -> None:
+    l1, changing, done = cache(clocks), threading.Event(), threading.Event()
+    l1.put("k", entry())
+
+    def change() -> None:
+        with l1._lock:
+            changing.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert changing.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends a child that waits for ever
+        l1.after_fork()
+        empty = (l1.get("k"), len(l1), l1.bytes, l1.evictions) == (None, 0, 0, 0)
+        l1.put("k", entry())
+        os._exit(0 if empty and l1.get("k") is not None and l1.clear() == 1 else 1)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert l1.get("k") is not None
