@@ -19,14 +19,18 @@ MAX_DURATION_S: Final = 100 * 365 * 86400.0
 """A hundred years; far longer ones overflow the clocks of servers and drivers."""
 
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_NUMBER = r"\d+(?:\.\d+)?"
+_PART = re.compile(rf"({_NUMBER})(ms|[smhdw])")
+_TEXT = re.compile(rf"(?:{_NUMBER}(?:ms|[smhdw]))+")
+_MAX_TEXT = 64
+_MAX_SHOWN = 40
 
 
 def parse_duration(given: Duration, *, name: str) -> float:
     """Return *given* as seconds.
 
     Args:
-        given: seconds, a `timedelta`, or text such as ``"90s"``, ``"2h5m"``, ``"1d"``.
+        given: seconds, a `timedelta`, or text such as ``"90s"``, ``"2h5m"``, ``"1d"``, of 64 characters at most.
         name: the setting it came from, for the error.
 
     Raises:
@@ -38,13 +42,28 @@ def parse_duration(given: Duration, *, name: str) -> float:
     90.0
     """
     seconds = _seconds(given)
-    if seconds is None or math.isnan(seconds) or seconds < 0:
+    if seconds is None or math.isnan(seconds):
         raise SettingsError(
-            f"{name}: {given!r} is not a duration of 0 or more; write seconds or text such as '90s', '2h5m', '1d'"
+            f"{name}: {shorten(given)} is not a duration; write seconds or text such as '90s', '2h5m', '1d'"
         )
+    if seconds < 0:
+        raise SettingsError(f"{name}: {shorten(given)} is negative; a duration is 0 or more")
     if seconds > MAX_DURATION_S:
         raise SettingsError(f"{name}: longer than a hundred years")
     return seconds
+
+
+def shorten(given: object) -> str:
+    """Return ``repr(given)``, cut to 40 characters, for an error.
+
+    >>> shorten("90s"), len(shorten("x" * 1000)), shorten(10**5000)
+    ("'90s'", 40, 'a very large int')
+    """
+    try:
+        shown = repr(given[:_MAX_SHOWN] if isinstance(given, (str, bytes)) else given)
+    except (ValueError, RecursionError):  # an int of more than 4,300 digits, deep nesting
+        return f"a very large {type(given).__name__}"
+    return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
 
 
 def _seconds(given: object) -> float | None:
@@ -54,7 +73,7 @@ def _seconds(given: object) -> float | None:
         return None
     if isinstance(given, (int, float)):
         return float(max(min(given, 2 * MAX_DURATION_S), -1))  # an int may be too large for a float
-    return _parse_text(given) if isinstance(given, str) else None
+    return _parse_text(given) if isinstance(given, str) and len(given) <= _MAX_TEXT else None
 
 
 def _parse_text(text: str) -> float | None:
@@ -63,6 +82,6 @@ def _parse_text(text: str) -> float | None:
         return float(text)
     except ValueError:
         pass
-    if not text or _PART.sub("", text):
+    if not _TEXT.fullmatch(text):
         return None
     return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
