@@ -15,7 +15,7 @@ from aicache_tasks.errors import StoreReason
 from aicache_tasks.keys import CacheKey
 from aicache_tasks.policy import NO_DIRECTIVES, Directives
 from aicache_tasks.records import NO_EXTRA, CallInfo, EntryMeta, Sample
-from aicache_tasks.stores.base import NO_TOMBSTONE, Budget
+from aicache_tasks.stores.base import NO_FENCE, Budget
 
 
 class Rules(NamedTuple):
@@ -41,7 +41,7 @@ class Call:
 
     # Defaults of the class: a hit sets half of them, and a slot cannot have one.
     tokens: tuple[bytes, ...] | None = None
-    seen = NO_TOMBSTONE
+    seen = NO_FENCE
     status, reason, source = "miss", "", ""
     set_status = set_reason = ""
     key_ns = get_ns = decode_ns = compute_ns = set_ns = 0

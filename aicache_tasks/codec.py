@@ -24,9 +24,11 @@ from aicache_tasks import values
 from aicache_tasks.errors import CorruptPayload, NotStorable, UnknownPayload
 from aicache_tasks.frame import (
     MAX_OVERHEAD_BYTES,
+    NO_FENCE,
     Opened,
     Parts,
     Tokens,
+    fence_of,
     make_tombstone,
     overhead_bytes,
     pack,
@@ -36,7 +38,7 @@ from aicache_tasks.frame import (
 )
 from aicache_tasks.records import EntryMeta
 
-__all__ = ["Codec", "Frame", "Opened", "Tokens", "make_tombstone", "peek_header", "tombstone_token"]
+__all__ = ["Codec", "Frame", "Opened", "Tokens", "fence_of", "make_tombstone", "peek_header", "tombstone_token"]
 
 CODEC_NONE: Final = 0
 CODEC_ZLIB: Final = 1
@@ -127,8 +129,9 @@ class Codec:
         fresh_ms: int,
         expires_ms: int,
         meta: EntryMeta,
+        fence: bytes = NO_FENCE,
     ) -> Frame:
-        """Return the frame of a body that `dump` made; times are ms since the epoch.
+        """Return the frame of a body that `dump` made; times are ms since the epoch, *fence* is what its look-up saw.
 
         It is compressed when the body is longer than the threshold and the whole frame gets shorter than the body.
 
@@ -137,7 +140,7 @@ class Codec:
         """
         if len(raw) > self._max_bytes:
             raise NotStorable("too_large", f"{len(raw)} bytes, the limit is {self._max_bytes}")
-        parts = Parts(digest, tokens, created_ms, fresh_ms, expires_ms, len(raw), CODEC_NONE, _encode_meta(meta))
+        parts = Parts(digest, tokens, created_ms, fresh_ms, expires_ms, len(raw), CODEC_NONE, _encode_meta(meta), fence)
         body, compress_ns = self._compress(raw)
         if body is not None and overhead_bytes(parts) + len(body) < len(raw):
             return _framed(parts._replace(codec=self._codec), body, compress_ns)

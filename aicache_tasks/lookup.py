@@ -11,7 +11,7 @@ from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 from aicache_tasks.call import Call
-from aicache_tasks.codec import Opened, Tokens, tombstone_token
+from aicache_tasks.codec import Opened, Tokens, fence_of, tombstone_token
 from aicache_tasks.errors import CorruptPayload, StoreError, UnknownPayload
 from aicache_tasks.local import LocalEntry
 from aicache_tasks.parts import InternalErrors, Parts, new_token
@@ -68,7 +68,7 @@ class Lookup:
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
         call.asked_s = self._parts.mono_s()
         data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
-        call.seen = (tombstone_token(data) if data is not None else None) or call.seen
+        call.seen = fence_of(data)
         call.tokens = self._tokens_for(call, token_keys, tokens)
 
     def _from_memory(self, call: Call, trust_s: float = L1_TRUST_S) -> Hit | Miss:
@@ -98,6 +98,7 @@ class Lookup:
             reason = "corrupt"
         except _Rejected as rejected:
             reason = str(rejected)
+        call.seen = fence_of(data)
         if reason == "corrupt":
             self._remove(call, data)
         return self._missed(call, reason, token_keys, tokens)
@@ -111,8 +112,7 @@ class Lookup:
         """
         if data is None:
             raise _Rejected("key_not_found")
-        if (buried := tombstone_token(data)) is not None:
-            call.seen = buried
+        if tombstone_token(data) is not None:
             raise _Rejected("invalidated")
         if call.directives.refresh:
             raise _Rejected("")

@@ -77,11 +77,7 @@ class InternalErrors:
         known = isinstance(error, KeyEncodingError)
         kind = f"bypass:{operation}:{error if known else type(error).__name__}"
         if self._is_first(kind):
-            why = (
-                str(error)
-                if known
-                else f"vary=, tenant= or tags= raised {type(error).__name__}, or an argument is wrong"
-            )
+            why = str(error) if known else f"{type(error).__name__} of vary=, tenant= or tags=, or a wrong argument"
             log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
 
     def _is_first(self, kind: str) -> bool:
@@ -93,7 +89,7 @@ class InternalErrors:
 def steers(error: BaseException) -> bool:
     """Say whether *error* steers a task: never ours to keep.
 
-    These are Celery's and billiard's own (Retry, Ignore, Reject, a soft time limit) and whatever a signal handler raised.
+    These are Celery's and billiard's own (Retry, Ignore, Reject, a soft time limit) and what a signal handler raised.
     """
     if any(kind.__module__.partition(".")[0] in ("celery", "billiard") for kind in type(error).__mro__):
         return True

@@ -81,7 +81,7 @@ class CachePolicy:
             raise SettingsError(f"cache version: {self.version!r} is not text or a number")
         if self.tenant is not None and not isinstance(self.tenant, str) and not callable(self.tenant):
             raise SettingsError("cache tenant: must be text or a callable over the arguments")
-        if self.jitter is not None and not (isinstance(self.jitter, (int, float)) and 0 <= self.jitter <= 0.5):
+        if self.jitter is not None and not _is_fraction(self.jitter):
             raise SettingsError(f"cache jitter: {self.jitter!r} is outside 0 to 0.5")
         if self.ttl_s == 0:
             raise SettingsError("cache ttl: must be longer than 0")
@@ -134,6 +134,10 @@ class CachePolicy:
     def fixed_tags(self) -> tuple[str, ...]:
         """The tags that do not depend on the arguments."""
         return () if callable(self.tags) else tuple(t for t in self.tags if "{" not in t)
+
+
+def _is_fraction(given: object) -> bool:
+    return isinstance(given, (int, float)) and 0 <= given <= 0.5
 
 
 def call_with(function: Callable[..., Any], arguments: Arguments) -> Any:

@@ -102,7 +102,14 @@ class Publisher:
         now_ms = self._parts.now_ms()
         digest, end = call.key.digest, now_ms + ttl_ms
         frame = self._parts.codec.seal(
-            raw, digest=digest, tokens=tokens, created_ms=now_ms, fresh_ms=end, expires_ms=end, meta=call.meta()
+            raw,
+            digest=digest,
+            tokens=tokens,
+            created_ms=now_ms,
+            fresh_ms=end,
+            expires_ms=end,
+            meta=call.meta(),
+            fence=call.seen,
         )
         call.raw_bytes, call.stored_bytes = frame.raw_bytes, frame.stored_bytes
         if frame.compressed:

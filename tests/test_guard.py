@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aicache_tasks.errors import BreakerOpen, StoreError, StoreRefused, StoreUnavailable
-from aicache_tasks.stores.base import NO_TOMBSTONE, Budget
+from aicache_tasks.stores.base import NO_FENCE, Budget
 from aicache_tasks.stores.guard import PROBE_S, Breaker, BudgetSpent, Guard
 from aicache_tasks.stores.memory import MemoryStore
 
@@ -157,7 +157,7 @@ class TestGuard:
     def test_passes_all_ten_calls_through(self, bench: Bench) -> None:
         guard = bench.guard
         assert guard.ensure(["t"], [b"12345678"], [0], Budget(1)) == [b"12345678"]
-        assert guard.publish("k", b"frame", 1_000, NO_TOMBSTONE, ["t"], Budget(1)) is True
+        assert guard.publish("k", b"frame", 1_000, NO_FENCE, ["t"], Budget(1)) is True
         assert guard.read(["k", "t"], Budget(1)) == [b"frame", b"12345678"]
         assert guard.scan("k", 0, 10, Budget(1)) == (0, ["k"])
         assert guard.info(Budget(1)).keys == 2

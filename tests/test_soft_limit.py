@@ -17,7 +17,7 @@ import pytest
 
 from aicache_tasks.errors import StoreUnavailable
 from aicache_tasks.signals import SoftLimitHold
-from aicache_tasks.stores.base import NO_TOMBSTONE, Budget
+from aicache_tasks.stores.base import NO_FENCE, Budget
 from aicache_tasks.stores.guard import Breaker, Guard
 from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
@@ -168,7 +168,7 @@ class TestGuardedCall:
 
         store._exchange = interrupted  # type: ignore[method-assign]
         with pytest.raises(Limit):
-            guard.publish("k", b"v", 60_000, NO_TOMBSTONE, [], Budget(1.0))
+            guard.publish("k", b"v", 60_000, NO_FENCE, [], Budget(1.0))
         store._exchange = exchange  # type: ignore[method-assign]
         assert guard.read(["k"], Budget(1.0)) == [b"v"]
         assert (guard.reads.state, guard.writes.state) == ("closed", "closed")

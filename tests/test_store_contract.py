@@ -13,7 +13,7 @@ import pytest
 from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.stores import open_store
-from aicache_tasks.stores.base import ENTRY_KIND, MAGIC, NO_TOMBSTONE, TOMBSTONE_KIND, Budget, Store
+from aicache_tasks.stores.base import ENTRY_KIND, MAGIC, NO_FENCE, TOMBSTONE_KIND, Budget, Store
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
@@ -108,16 +108,26 @@ class TestEnsure:
 
 class TestPublish:
     def test_stores_the_frame_for_its_ttl(self, store: Store, spend: Spend, ttl_ms: Callable[[str], float]) -> None:
-        assert store.publish("k", frame(), HOUR_MS, NO_TOMBSTONE, [], spend()) is True
+        assert store.publish("k", frame(), HOUR_MS, NO_FENCE, [], spend()) is True
         assert store.read(["k"], spend()) == [frame()]
         assert HOUR_MS - 5_000 < ttl_ms("k") <= HOUR_MS
 
-    def test_replaces_an_older_entry(self, store: Store, spend: Spend) -> None:
-        put(store, spend, "k", frame(b"old"))
-        assert store.publish("k", frame(b"new"), HOUR_MS, NO_TOMBSTONE, [], spend())
-        assert store.read(["k"], spend()) == [frame(b"new")]
+    @pytest.mark.parametrize("fence", [NO_FENCE, TOKEN])
+    def test_replaces_an_older_entry_of_the_same_fence(self, store: Store, spend: Spend, fence: bytes) -> None:
+        put(store, spend, "k", frame(b"old", token=fence))
+        assert store.publish("k", frame(b"new", token=fence), HOUR_MS, fence, [], spend())
+        assert store.read(["k"], spend()) == [frame(b"new", token=fence)]
 
-    @pytest.mark.parametrize("seen", [NO_TOMBSTONE, OTHER_TOKEN])
+    @pytest.mark.parametrize("seen", [NO_FENCE, OTHER_TOKEN])
+    def test_leaves_an_entry_that_was_stored_after_an_invalidation(
+        self, store: Store, spend: Spend, seen: bytes
+    ) -> None:
+        """A slow body from before the invalidation comes after the new answer: the new one stays."""
+        put(store, spend, "k", frame(b"new", token=TOKEN))
+        assert store.publish("k", frame(b"old", token=seen), HOUR_MS, seen, [], spend()) is False
+        assert store.read(["k"], spend()) == [frame(b"new", token=TOKEN)]
+
+    @pytest.mark.parametrize("seen", [NO_FENCE, OTHER_TOKEN])
     def test_leaves_a_tombstone_that_its_look_up_did_not_see(self, store: Store, spend: Spend, seen: bytes) -> None:
         put(store, spend, "k", tombstone())
         assert store.publish("k", frame(), HOUR_MS, seen, [], spend()) is False
@@ -135,15 +145,15 @@ class TestPublish:
         assert store.publish("k", frame(), HOUR_MS, TOKEN, [], spend()) is True
 
     @pytest.mark.parametrize("held", [b"", b"\xa1\xca", tombstone()[:11], b"\xa1\xcb\x01\x02" + TOKEN, b"text" * 5])
-    def test_replaces_what_is_no_tombstone(self, store: Store, spend: Spend, held: bytes) -> None:
+    def test_replaces_what_is_no_frame(self, store: Store, spend: Spend, held: bytes) -> None:
         put(store, spend, "k", held)
-        assert store.publish("k", frame(), HOUR_MS, NO_TOMBSTONE, [], spend()) is True
+        assert store.publish("k", frame(), HOUR_MS, NO_FENCE, [], spend()) is True
 
     def test_raises_the_ttl_of_tag_tokens_and_never_lowers_or_makes_one(
         self, store: Store, spend: Spend, ttl_ms: Callable[[str], float]
     ) -> None:
         store.replace([("short", b"1", 1_000), ("long", b"2", 3 * HOUR_MS), ("endless", b"3", 0)], spend())
-        store.publish("k", frame(), HOUR_MS, NO_TOMBSTONE, ["short", "long", "endless", "absent"], spend())
+        store.publish("k", frame(), HOUR_MS, NO_FENCE, ["short", "long", "endless", "absent"], spend())
         assert HOUR_MS - 5_000 < ttl_ms("short") <= HOUR_MS
         assert ttl_ms("long") > 2 * HOUR_MS
         assert ttl_ms("endless") == -1
@@ -151,7 +161,7 @@ class TestPublish:
 
     def test_that_is_refused_raises_no_ttl(self, store: Store, spend: Spend, ttl_ms: Callable[[str], float]) -> None:
         store.replace([("k", tombstone(), HOUR_MS), ("tag", b"1", 1_000)], spend())
-        store.publish("k", frame(), HOUR_MS, NO_TOMBSTONE, ["tag"], spend())
+        store.publish("k", frame(), HOUR_MS, NO_FENCE, ["tag"], spend())
         assert ttl_ms("tag") <= 1_000
 
 
@@ -282,7 +292,7 @@ class TestOtherRedisTypes:
         assert store.read(["k"], spend()) == [None]
 
     def test_is_overwritten_by_publish(self, store: Store, spend: Spend) -> None:
-        assert store.publish("k", frame(), HOUR_MS, NO_TOMBSTONE, [], spend()) is True
+        assert store.publish("k", frame(), HOUR_MS, NO_FENCE, [], spend()) is True
         assert store.read(["k"], spend()) == [frame()]
 
     def test_is_buried(self, store: Store, spend: Spend) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aicache_tasks.errors import BreakerOpen, StoreError, StoreRefused, StoreUnavailable
-from aicache_tasks.stores.base import NO_TOMBSTONE, Budget
+from aicache_tasks.stores.base import NO_FENCE, Budget
 from aicache_tasks.stores.guard import Breaker, Guard
 from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
@@ -43,7 +43,7 @@ class Bench:
         return self.guard.read([key], Budget(BUDGET_S))[0]
 
     def publish(self) -> bool:
-        return self.guard.publish(KEY, VALUE, 60_000, NO_TOMBSTONE, [], Budget(BUDGET_S))
+        return self.guard.publish(KEY, VALUE, 60_000, NO_FENCE, [], Budget(BUDGET_S))
 
     def write(self) -> None:
         self.guard.replace([(KEY, VALUE, 0)], Budget(1.0))
@@ -598,7 +598,7 @@ class TestManyUsers:
         self, bench_on: Callable[[str], Bench], valkey: EmbeddedServer
     ) -> None:
         store = bench_on(valkey.url).store
-        ask(store, lambda budget: store.publish(KEY, BIG, 60_000, NO_TOMBSTONE, [], budget), 5.0)
+        ask(store, lambda budget: store.publish(KEY, BIG, 60_000, NO_FENCE, [], budget), 5.0)
         assert ask(store, lambda budget: store.read([KEY], budget), 5.0) == [BIG]
 
     def test_a_value_that_streams_without_a_pause_ends_within_the_budget_too(

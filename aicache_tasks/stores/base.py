@@ -5,8 +5,7 @@ In: keys and frames.   Out: frames and tokens.   Every call spends a `Budget`; e
 
 All keys of one call start with the same hash tag ``{namespace:bucket}``, so that each call is one slot of a
 Cluster. A frame is opaque here but for its first 12 bytes, which no frame version may change
-(docs/architecture.md, "Frame header"): magic (2), version (1), kind (1: entry, 2: tombstone), and for a tombstone
-its token (8).
+(docs/architecture.md, "Frame header"): magic (2), version (1), kind (1: entry, 2: tombstone), fence (8).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MAGIC = b"\xa1\xca"
 ENTRY_KIND = 1
 TOMBSTONE_KIND = 2
 TOKEN_BYTES = 8
-NO_TOMBSTONE = b""
+NO_FENCE = bytes(TOKEN_BYTES)
 
 
 class Budget:
@@ -84,9 +83,11 @@ class Store(Protocol):
     def publish(
         self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
     ) -> bool:
-        """Store *frame* unless a tombstone with a token other than *seen* lies there; return whether it was stored.
+        """Store *frame* unless a frame with a fence other than *seen* lies there; return whether it was stored.
 
-        *seen* is the token of the tombstone that the look-up read, `NO_TOMBSTONE` if it read none. The ttl of each
+        The fence of a tombstone is its token, that of an entry the token of the tombstone that it replaced. *seen* is
+        the fence that the look-up read, `NO_FENCE` if it read no frame. So neither a tombstone nor what was stored
+        after it gives way to an answer whose look-up was before. The ttl of each
         of *tag_keys* is raised to *ttl_ms* at least. A value of another Redis type is overwritten.
         """
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from aicache_tasks.errors import StoreError
-from aicache_tasks.stores.base import MAGIC, TOKEN_BYTES, TOMBSTONE_KIND, Budget, StoreInfo, Tombstoned
+from aicache_tasks.stores.base import MAGIC, TOKEN_BYTES, Budget, StoreInfo, Tombstoned
 
 HEAD_BYTES = 4096
-TOMBSTONE_BYTES = 4 + TOKEN_BYTES
+FENCED_BYTES = 4 + TOKEN_BYTES
 _FOR_EVER = float("inf")
 
 
@@ -52,7 +52,7 @@ class MemoryStore:
     ) -> bool:
         """See `Store.publish`."""
         with self._at_work():
-            if _token_of_tombstone(self._get(key)) not in (None, seen):
+            if _fence_of(self._get(key)) not in (None, seen):
                 return False
             self._set(key, frame, ttl_ms)
             for tag_key in tag_keys:
@@ -134,7 +134,7 @@ class MemoryStore:
             self._held[key] = (held, max(self._held[key][1], self._now_s() + ttl_ms / 1000))
 
 
-def _token_of_tombstone(frame: bytes | None) -> bytes | None:
-    if frame is None or len(frame) < TOMBSTONE_BYTES or frame[:2] != MAGIC or frame[3] != TOMBSTONE_KIND:
+def _fence_of(frame: bytes | None) -> bytes | None:
+    if frame is None or len(frame) < FENCED_BYTES or frame[:2] != MAGIC:
         return None
-    return frame[4:TOMBSTONE_BYTES]
+    return frame[4:FENCED_BYTES]
