@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from aicache_tasks.durations import parse_duration
+from aicache_tasks.durations import parse_duration, shorten
 from aicache_tasks.errors import SettingsError
 
 PREFIX: Final = "aicache_"
@@ -32,16 +34,21 @@ OPERATION_TTLS_S: Final[Mapping[str, float]] = {
 TEXT_TIERS: Final[Mapping[str, int]] = {"small": 500, "medium": 5000, "large": 50_000}
 URL_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket", "memory")
 
+log = logging.getLogger("aicache_tasks")
+
+_ZLIB_MAX_LEVEL = 9
+_ENV_PREFIX = "AICACHE_"
+_OTHER_VARIABLES = frozenset({"ENGINE", "BROKER_URL", "REGENERATE"})
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 
 def _bool(name: str, given: Any) -> bool:
     if isinstance(given, bool):
         return given
-    word = str(given).strip().lower()
+    word = given.strip().lower() if isinstance(given, str) else shorten(given)
     if word in _TRUE | _FALSE:
         return word in _TRUE
-    raise SettingsError(f"{name}: {given!r} is not a switch; write true or false")
+    raise SettingsError(f"{name}: {shorten(given)} is not a switch; write true or false")
 
 
 def _number(name: str, given: Any, kind: Callable[[Any], Any], low: float, high: float) -> Any:
@@ -49,10 +56,10 @@ def _number(name: str, given: Any, kind: Callable[[Any], Any], low: float, high:
         if isinstance(given, bool):
             raise ValueError
         value = kind(given)
-    except (TypeError, ValueError):
-        raise SettingsError(f"{name}: {given!r} is not a number from {low:g} to {high:g}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise SettingsError(f"{name}: {shorten(given)} is not a number from {low:g} to {high:g}") from None
     if not low <= value <= high:
-        raise SettingsError(f"{name}: {value!r} is outside {low:g} to {high:g}")
+        raise SettingsError(f"{name}: {shorten(value)} is outside {low:g} to {high:g}")
     return value
 
 
@@ -80,7 +87,7 @@ def _duration(name: str, given: Any) -> float:
 def _choice(*allowed: str) -> Callable[[str, Any], str]:
     def check(name: str, given: Any) -> str:
         if given not in allowed:
-            raise SettingsError(f"{name}: {given!r} is not one of {', '.join(allowed)}")
+            raise SettingsError(f"{name}: {shorten(given)} is not one of {', '.join(allowed)}")
         return str(given)
 
     return check
@@ -105,7 +112,7 @@ def _scheme(url: str) -> str:
 
 def _namespace(name: str, given: Any) -> str:
     if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]{1,32}", given):
-        raise SettingsError(f"{name}: {given!r} must be 1 to 32 of A-Z a-z 0-9 _ . -")
+        raise SettingsError(f"{name}: {shorten(given)} must be 1 to 32 of A-Z a-z 0-9 _ . -")
     return given
 
 
@@ -114,9 +121,9 @@ def _hash(name: str, given: Any) -> str:
     try:
         size = hashlib.new(given).digest_size
     except (TypeError, ValueError):
-        raise SettingsError(f"{name}: hashlib knows no {given!r}") from None
+        raise SettingsError(f"{name}: hashlib knows no {shorten(given)}") from None
     if size < 16:
-        raise SettingsError(f"{name}: {given!r} has no fixed digest of 128 bits or more")
+        raise SettingsError(f"{name}: {shorten(given)} has no fixed digest of 128 bits or more")
     return str(given)
 
 
@@ -132,7 +139,7 @@ def _secret(name: str, given: Any) -> bytes | None:
 def _ttls(name: str, given: Any) -> Mapping[str, float]:
     if not isinstance(given, Mapping):
         raise SettingsError(f"{name}: must map an operation to a duration, such as {{'summarize': '2h'}}")
-    return {**OPERATION_TTLS_S, **{str(op): _duration(f"{name}[{op!r}]", ttl) for op, ttl in given.items()}}
+    return {**OPERATION_TTLS_S, **{str(op): _duration(f"{name}[{shorten(op)}]", ttl) for op, ttl in given.items()}}
 
 
 def _tiers(name: str, given: Any) -> Mapping[str, int]:
@@ -234,10 +241,10 @@ class Settings:
 
         Args:
             given: names with the ``aicache_`` prefix in any case; other names are passed over.
-            environ: environment to read ``AICACHE_*`` from; its values win.
+            environ: environment to read ``AICACHE_*`` from; its values win. One that is nearly a setting's is logged.
 
         Raises:
-            SettingsError: an unknown ``aicache_`` name, or a value that is not allowed.
+            SettingsError: an unknown ``aicache_`` name, a value that is not allowed, or two that exclude each other.
 
         >>> Settings.from_mapping({"aicache_ttl": "2h"}).ttl
         7200.0
@@ -246,18 +253,23 @@ class Settings:
             ...
         aicache_tasks.errors.SettingsError: unknown setting aicache_tll; did you mean aicache_ttl?
         """
+        return _agreeing(cls._checked(given, environ or {}))
+
+    @classmethod
+    def _checked(cls, given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         known = {f.name: f for f in fields(cls)}
         found = {name[len(PREFIX) :].lower(): value for name, value in given.items() if name.lower().startswith(PREFIX)}
         if unknown := sorted(found.keys() - known.keys()):
             raise SettingsError(_unknown(unknown[0], known))
-        found |= _from_environ(known, environ or {})
+        found |= _from_environ(known, environ)
+        _warn_of_misspelt(known, environ)
         real = {name: value.real if isinstance(value, Hidden) else value for name, value in found.items()}
         return cls(**{n: known[n].metadata["check"](PREFIX + n, v) for n, v in real.items() if v is not None})
 
     def updated(self, given: Mapping[str, Any]) -> Settings:
         """Return a copy with *given* (``aicache_*`` names) checked and put in; raises as `from_mapping` does."""
-        fresh = Settings.from_mapping(given)
-        return replace(self, **{name[len(PREFIX) :]: getattr(fresh, name[len(PREFIX) :]) for name in given})
+        fresh = Settings._checked(given, {})
+        return _agreeing(replace(self, **{name[len(PREFIX) :]: getattr(fresh, name[len(PREFIX) :]) for name in given}))
 
     def require_url(self, backend_url: str | None = None) -> str:
         """Return the URL of the cache's server.
@@ -277,8 +289,39 @@ class Settings:
 
 
 def _from_environ(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    names = {name: f"AICACHE_{name.upper()}" for name, f in known.items() if f.metadata["env"]}
+    names = {name: _ENV_PREFIX + name.upper() for name, f in known.items() if f.metadata["env"]}
     return {name: environ[variable] for name, variable in names.items() if variable in environ}
+
+
+def _warn_of_misspelt(known: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    """Log each variable that is nearly a setting's. Not an error: it may be another program's."""
+    variables = [name.upper() for name, f in known.items() if f.metadata["env"]]
+    for variable in sorted(environ):
+        name = variable.removeprefix(_ENV_PREFIX)
+        if name == variable or name in variables or name in _OTHER_VARIABLES or name.startswith("TEST_"):
+            continue
+        if near := difflib.get_close_matches(name, variables, n=1):
+            _warn_once(variable, _ENV_PREFIX + near[0])
+
+
+@lru_cache(256)
+def _warn_once(variable: str, meant: str) -> None:
+    log.warning("aicache: the environment variable %s is not read; did you mean %s?", variable, meant)
+
+
+def _agreeing(settings: Settings) -> Settings:
+    """Return *settings*, checked against each other."""
+    level = settings.compression_level
+    if settings.compression == "zlib" and level is not None and level > _ZLIB_MAX_LEVEL:
+        raise SettingsError(
+            f"aicache_compression_level: {level} is over {_ZLIB_MAX_LEVEL}, the most of aicache_compression='zlib'"
+        )
+    if settings.breaker_min_s > settings.breaker_max_s:
+        raise SettingsError(
+            f"aicache_breaker_min_s: {settings.breaker_min_s:g} is more than aicache_breaker_max_s, "
+            f"{settings.breaker_max_s:g}"
+        )
+    return settings
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:
@@ -288,13 +331,17 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 
 
 def mask_url(url: str) -> str:
-    """Return *url* with its password, if any, as asterisks.
+    """Return *url* with what may be a password as asterisks: all up to the last ``@`` but a user's name before a colon.
+
+    A user without a password may be a token, and a password that is not percent-encoded may hold any character.
 
     >>> mask_url("redis://user:secret@host:6379/0"), mask_url("unix:///run/valkey.sock?password=secret&db=1")
     ('redis://user:********@host:6379/0', 'unix:///run/valkey.sock?password=********&db=1')
+    >>> mask_url("rediss://token@host"), mask_url("redis://:pass/word@host")
+    ('rediss://********@host', 'redis://:********@host')
     """
-    url = re.sub(r"^([^:/?#]+://[^:/?#@]*):[^/?#]*@", rf"\1:{MASK}@", url)
-    return re.sub(r"(?i)([?&][a-z_]*password)=[^&#]*", rf"\1={MASK}", url)
+    url = re.sub(r"(?i)([?&][a-z_]*password)=[^&]*", rf"\1={MASK}", url)
+    return re.sub(r"(?s)^([^:/?#@]+:/+|/*)(?:([^:/?#@]*:).+|.*)@", rf"\1\2{MASK}@", url)
 
 
 class Hidden(str):
@@ -324,5 +371,5 @@ def hide(name: str, given: Any) -> Any:
         return given
     if name == "aicache_secret":
         return Hidden(MASK, given)
-    masked = mask_url(given) if name == "aicache_url" and isinstance(given, str) and _scheme(given) else given
+    masked = mask_url(given) if name == "aicache_url" and isinstance(given, str) else given
     return given if masked == given else Hidden(masked, given)

@@ -11,13 +11,14 @@ from celery import Celery
 
 from aicache_tasks import AIResponseCache, Settings, SettingsError
 from aicache_tasks.runtime import hide_secrets, reset_runtime, runtime_of
-from aicache_tasks.settings import Hidden, hide, mask_url
+from aicache_tasks.settings import Hidden, _warn_once, hide, mask_url
 
 SECRET = "sixteen bytes or more"
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    _warn_once.cache_clear()
     for name in ("AICACHE_URL", "AICACHE_DISABLED"):
         monkeypatch.delenv(name, raising=False)
 
@@ -56,6 +57,80 @@ def test_the_environment_wins_over_the_application() -> None:
 def test_other_variables_of_the_environment_are_passed_over() -> None:
     environ = {"AICACHE_ENGINE": "extractive", "AICACHE_TTLS": "x", "OTHER": "y"}
     assert Settings.from_mapping({}, environ) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("AICACHE_TLL", "AICACHE_TTL"), ("AICACHE_DISABELD", "AICACHE_DISABLED"), ("AICACHE_TTLS", "AICACHE_TTL")],
+)
+def test_a_variable_that_is_nearly_a_setting_is_warned_of_once(
+    variable: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        assert Settings.from_mapping({}, {variable: "3"}) == Settings()
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("aicache_tasks", "WARNING", f"aicache: the environment variable {variable} is not read; did you mean {meant}?")
+    ]
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "AICACHE_ENGINE",
+        "AICACHE_BROKER_URL",
+        "AICACHE_REGENERATE",
+        "AICACHE_TEST_URL",
+        "AICACHE_ENV_DIR",
+        "AICACHE_CALLERS_PATH",
+        "AICACHE_BENCHMARK_SERVER",
+        "AICACHE_TTL",
+        "AICACHE_L1_BYTES",
+        "TTL",
+        "MY_AICACHE_TLL",
+    ],
+)
+def test_a_variable_that_is_a_setting_or_far_from_one_is_not_warned_of(
+    variable: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Settings.from_mapping({}, {variable: "3"})
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"aicache_compression": "zlib", "aicache_compression_level": 10},
+        {"aicache_breaker_min_s": 5, "aicache_breaker_max_s": "4s"},
+        {"aicache_breaker_min_s": 31},
+    ],
+    ids=["zlib level", "breaker", "breaker and a default"],
+)
+def test_settings_that_exclude_each_other_are_an_error_that_names_both(pair: dict[str, Any]) -> None:
+    names = {"aicache_compression", "aicache_compression_level"} & set(pair)
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_mapping(pair)
+    for name in names or {"aicache_breaker_min_s", "aicache_breaker_max_s"}:
+        assert name in str(caught.value)
+    with pytest.raises(SettingsError):
+        Settings().updated(pair)
+
+
+def test_settings_that_agree_with_what_was_set_before_are_taken() -> None:
+    settings = Settings.from_mapping({"aicache_breaker_max_s": 120}).updated({"aicache_breaker_min_s": 60})
+    assert (settings.breaker_min_s, settings.breaker_max_s) == (60, 120)
+    with pytest.raises(SettingsError, match=r"aicache_compression_level.*zlib"):
+        Settings.from_mapping({"aicache_compression_level": 19}).updated({"aicache_compression": "zlib"})
+    assert Settings.from_mapping({"aicache_compression": "zlib", "aicache_compression_level": 9}).compression == "zlib"
+
+
+@pytest.mark.parametrize(
+    "value", [10**5000, "9" * 5000, b"x" * 10**6, [10**5000]], ids=["int", "text", "bytes", "list"]
+)
+def test_a_huge_value_is_an_error_that_stays_short(value: Any) -> None:
+    for name in ("ttl", "disabled", "jitter", "l1_entries", "compression", "namespace", "hash", "compression_level"):
+        with pytest.raises(SettingsError, match=f"^aicache_{name}: ") as caught:
+            Settings.from_mapping({f"aicache_{name}": value})
+        assert len(str(caught.value)) < 150
 
 
 @pytest.mark.parametrize("word", ["1", "true", "YES", " on ", True])
@@ -199,7 +274,18 @@ def test_settings_are_read_anew_after_a_reset() -> None:
         ("redis://:pw@host/0", "redis://:********@host/0"),
         ("rediss://user:p%40w:x@host/0?ssl_cert_reqs=none", "rediss://user:********@host/0?ssl_cert_reqs=none"),
         ("redis://user:p@w@host/0", "redis://user:********@host/0"),
-        ("redis://user@host/0", "redis://user@host/0"),
+        ("redis://user@host/0", "redis://********@host/0"),
+        ("rediss://tok3n:@host/0", "rediss://********@host/0"),
+        ("redis://:pa/ss@host", "redis://:********@host"),
+        ("redis://:pa?s#s@host/0?db=1", "redis://:********@host/0?db=1"),
+        ("redis://us/er:pw@host", "redis://********@host"),
+        ("redis://:a?password=b&c@host", "redis://:********@host"),
+        ("redis://host?password=p@w", "redis://host?password=********"),
+        ("redis://host?password=p#w", "redis://host?password=********"),
+        ("redis://:pw[@host", "redis://:********@host"),
+        ("redis:pw@host", "redis:********@host"),
+        (":pw@host:6379", ":********@host:6379"),
+        ("redis://:p\nw@host", "redis://:********@host"),
         ("unix:///run/s?db=1&password=pw", "unix:///run/s?db=1&password=********"),
         ("rediss://host?ssl_password=pw&db=2", "rediss://host?ssl_password=********&db=2"),
         ("redis+socket://:pw@/run/s", "redis+socket://:********@/run/s"),
@@ -236,6 +322,13 @@ def test_a_child_by_spawn_still_has_the_password() -> None:
     again = pickle.loads(pickle.dumps(hidden))
     assert (again, again.real, type(again)) == ("redis://:********@host/0", "redis://:pw@host/0", Hidden)
     assert hide("aicache_url", hidden) is hidden
+
+
+@pytest.mark.parametrize("url", ["redis://:pw[@host", "redis://:p/w@host", "//:pw@host", ":pw@host"])
+def test_a_password_is_hidden_also_in_a_url_that_cannot_be_parsed(url: str) -> None:
+    shown = hide("aicache_url", url)
+    assert "w" not in shown
+    assert shown.real == url
 
 
 @pytest.mark.parametrize("value", [None, "", "redis://host", 5, "redis://[::1"])
