@@ -9,14 +9,17 @@ into a `Call` with the help of the policy that is registered for the operation.
 
 from __future__ import annotations
 
+import functools
+import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 from aicache_tasks.call import Call, Rules
-from aicache_tasks.codec import Codec
+from aicache_tasks.codec import Codec, Opened
 from aicache_tasks.durations import Duration
-from aicache_tasks.errors import StoreError
+from aicache_tasks.errors import CorruptPayload, StoreError
 from aicache_tasks.identity import Identities
 from aicache_tasks.invalidation import ADMIN_BUDGET_S, Invalidator
 from aicache_tasks.keys import CacheKeyGenerator
@@ -26,7 +29,7 @@ from aicache_tasks.monitor import CachePerformanceMonitor
 from aicache_tasks.parts import InternalErrors, Parts, wall_ms
 from aicache_tasks.policy import CachePolicy, PolicyRegistry, directives_from
 from aicache_tasks.publish import Publisher
-from aicache_tasks.records import MISS, CacheEntry, Miss, Sample
+from aicache_tasks.records import MISS, CacheEntry, EntryMeta, Miss, Sample
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores import open_store
 from aicache_tasks.stores.base import Budget, Store
@@ -96,6 +99,8 @@ class AIResponseCache:
         self._lookup, self._publisher = Lookup(self.parts), Publisher(self.parts)
         self._identities = Identities(self.settings, self.policies, self.keys)
         self._invalidator = Invalidator(self.parts, self._identities.longest_ttl_s)
+        _watch_forks()
+        _CACHES.add(self)
 
     # The two steps that tasks use.
 
@@ -106,6 +111,7 @@ class AIResponseCache:
         except Exception as error:  # noqa: BLE001 - a bug of ours must not fail a task
             self.parts.errors.caught(error, "lookup")
             call.status, call.reason = "error", "internal_error"
+            self._record(call.key.operation, "get", call.status, call.reason)
             return MISS
 
     def publish(self, call: Call, value: Any) -> None:
@@ -115,6 +121,7 @@ class AIResponseCache:
         except Exception as error:  # noqa: BLE001 - a bug of ours, or of store_if, must not fail a task
             self.parts.errors.caught(error, "publish")
             call.set_status, call.set_reason = "failed", "internal_error"
+            self._record(call.key.operation, "set", call.set_status, call.set_reason)
 
     def skip(self, call: Call, reason: str) -> None:
         """Note that the answer of *call* was not stored."""
@@ -129,7 +136,7 @@ class AIResponseCache:
         """Count a call that went past the cache: it was asked to, or *error* says why it cannot be keyed."""
         if error is not None:
             self.parts.errors.bypassed(operation, error)
-        self.monitor.record(Sample(self.parts.now_ms() / 1000, operation, "get", "bypass", "", 0))
+        self._record(operation, "get", "bypass", "")
 
     def rules(self, operation: str, policy: CachePolicy) -> Rules:
         """Return what *policy* and the settings say about storing answers of *operation*."""
@@ -225,7 +232,7 @@ class AIResponseCache:
             DirectiveError: *ttl* is not a lifetime.
         """
         directives = directives_from({"ttl": ttl})
-        call = self._call(text, operation, options, question, version, tenant, tags)
+        call = self._call(text, operation, options, question, version, tenant, tags, step="set")
         if call is None:
             return
         call.directives = directives
@@ -243,7 +250,7 @@ class AIResponseCache:
 
     def entry(self, call: Call, hit: Hit) -> CacheEntry:
         """Return *hit* as people see it."""
-        meta, opened = self.parts.codec.meta(hit.opened), hit.opened
+        meta, opened = self._meta(hit.opened), hit.opened
         return CacheEntry(
             value=hit.value,
             age_s=call.age_s,
@@ -259,6 +266,12 @@ class AIResponseCache:
             source="memory" if call.source == "memory" else "redis",
         )
 
+    def _meta(self, opened: Opened) -> EntryMeta:
+        try:
+            return self.parts.codec.meta(opened)
+        except CorruptPayload:  # written by another deployment: the answer itself is sound
+            return EntryMeta()
+
     # Invalidation.
 
     def invalidate(
@@ -273,7 +286,7 @@ class AIResponseCache:
         operation_context: str = "manual",
     ) -> bool:
         """Take one answer out of force; return whether there was one. Raises `StoreError` if it could not be done."""
-        call = self._call(text, operation, options, question, version, tenant, None)
+        call = self._call(text, operation, options, question, version, tenant, None, step="invalidate")
         return call is not None and self._invalidator.call(call, operation_context)
 
     def invalidate_call(self, call: Call, operation_context: str = "manual") -> bool:
@@ -383,20 +396,47 @@ class AIResponseCache:
         version: str | int | None,
         tenant: str | None,
         tags: Sequence[str] | None,
+        *,
+        step: Literal["get", "set", "invalidate"] = "get",
     ) -> Call | None:
         """Return the call, or None if its arguments cannot be keyed: then it has no entry."""
         known = self._identities.of(operation)
         try:
             key = self._identities.key(known, text, operation, options, question, version, tenant)
             names = self._identities.tags(known, text, operation, options, question, tags)
-        except (TypeError, ValueError) as error:
-            self.bypassed(operation, error)
+        except Exception as error:  # noqa: BLE001 - whatever vary=, tenant= or tags= raise, nobody fails
+            self.parts.errors.bypassed(operation, error)
+            if step != "invalidate":
+                self._record(operation, step, *(("bypass", "") if step == "get" else ("skipped", "bypass")))
             return None
         return Call(key, names, known.rules, self.parts.budget())
+
+    def _record(self, operation: str, step: str, status: str, reason: str) -> None:
+        """Leave the sample of a step that took no time."""
+        self.monitor.record(Sample(self.parts.now_ms() / 1000, operation, step, status, reason, 0))
+
+    def after_fork(self) -> None:
+        """In a forked child: the timings are the parent's, and threads that are not here may have held the locks."""
+        self.monitor.reset_stats()
+        if self.parts.local is not None:
+            self.parts.local.after_fork()
 
     def used(self, tags: Iterable[str]) -> None:
         """Remember *tags* for `invalidate_pattern`, up to a bound."""
         self._identities.remember(tags)
+
+
+_CACHES: Final[weakref.WeakSet[AIResponseCache]] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    for cache in list(_CACHES):
+        cache.after_fork()
 
 
 def _parts(

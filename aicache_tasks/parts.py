@@ -73,7 +73,12 @@ class InternalErrors:
             )
 
     def bypassed(self, operation: str, error: Exception) -> None:
-        """Count a call that cannot be keyed; warn once for each operation and place. *error* names a path, no value."""
+        """Count a call that cannot be keyed; warn once for each operation and place. *error* names a path, no value.
+
+        What a policy's callable raises is a reason too; strict lets only what says "cannot be keyed" pass.
+        """
+        if steers(error) or (self.strict and not isinstance(error, (TypeError, ValueError))):
+            raise error
         known = isinstance(error, KeyEncodingError)
         kind = f"bypass:{operation}:{error if known else type(error).__name__}"
         if self._is_first(kind):

@@ -7,6 +7,7 @@ Knows Celery only as an object with a ``conf``.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -80,11 +81,6 @@ class Runtime:
         if self._cache is not None:
             self._cache.close()
 
-    def forget_inherited(self) -> None:
-        """In a forked child: the timings are the parent's, and it counts them."""
-        if self._cache is not None:
-            self._cache.reset_performance_stats()
-
 
 def runtime_of(app: Any) -> Runtime:
     """Return the runtime of *app* in this process, made when first asked for."""
@@ -92,8 +88,7 @@ def runtime_of(app: Any) -> Runtime:
     if found is not None:
         return found
     with _LOCK:
-        if not _RUNTIMES:
-            os.register_at_fork(after_in_child=_after_fork)
+        _watch_forks()
         return _RUNTIMES.setdefault(app, Runtime(app))
 
 
@@ -112,8 +107,11 @@ def reset_runtime(app: Any) -> None:
 def _after_fork() -> None:
     global _LOCK  # noqa: PLW0603 - another thread may have held it at the fork
     _LOCK = threading.Lock()
-    for runtime in list(_RUNTIMES.values()):
-        runtime.forget_inherited()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _read(app: Any) -> Settings:

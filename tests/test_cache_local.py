@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import StoreUnavailable
 from aicache_tasks.testing import EmbeddedServer
 from tests.caches import STRICT, TEXT, Clock, gets, live_cache, looked_up, wound_cache
+from tests.faults import eventually
 
 
 @pytest.fixture
@@ -148,3 +150,25 @@ def test_it_is_off_unless_set(clock: Clock) -> None:
     get(cache)
     assert tier(cache) == "redis"
     assert cache.get_cache_stats()["memory"]["memory_cache_utilization"] == "0/0"
+
+
+def test_a_child_forked_while_a_thread_holds_the_locks_goes_on(clock: Clock) -> None:
+    """It starts with an empty L1 and no timings: they are the parent's."""
+    cache = wound_cache(clock, memory_cache_size=3)
+    put(cache, "one")
+    assert cache.parts.local is not None
+    with cache.parts.local._lock, cache.monitor._lock:
+        child = os.fork()
+        if child == 0:
+            alone = cache.monitor.cache_operation_times == [] and len(cache.parts.local) == 0
+            os._exit(0 if alone and get(cache) == "one" else 1)
+        ended: list[int] = []
+        eventually(lambda: _reaped(child, ended))
+    assert ended == [0]
+
+
+def _reaped(child: int, ended: list[int]) -> bool:
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+        ended.append(os.waitstatus_to_exitcode(status))
+    return bool(pid)

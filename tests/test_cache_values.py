@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from aicache_tasks import MISS, AIResponseCache, CachedTask, CacheEntry, CachePolicy
+from aicache_tasks import MISS, AIResponseCache, CachedTask, CacheEntry, CachePolicy, DirectiveError
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.testing import EmbeddedServer
 from tests.caches import ANSWER, PATIENT, STRICT, TEXT, Clock, gets, live_cache, sets, wound_cache
@@ -364,3 +364,54 @@ def test_an_entry_says_its_age_its_ttl_and_its_sizes() -> None:
     assert (entry.age_s, entry.ttl_s, entry.operation, entry.source) == (60.0, 7140.0, "summarize", "redis")
     assert entry.raw_bytes > entry.stored_bytes > 0
     assert entry.key == cache.generate_cache_key(TEXT, "summarize", {})
+
+
+def test_whatever_a_policys_callable_raises_nobody_fails() -> None:
+    """The call bypasses; a store that bypasses is no look-up."""
+    policies = PolicyRegistry()
+    policies.register("t", "summarize", CachePolicy(vary=lambda call: {}["no such name"]))
+    cache = wound_cache(Clock(), policies=policies, settings=STRICT.updated({"aicache_strict": False}))
+    assert cache.get_cached_response(TEXT, "summarize", {}) is None
+    cache.cache_response(TEXT, "summarize", {}, ANSWER)
+    assert cache.invalidate(TEXT, "summarize", {}) is False
+    assert [g.additional_data["status"] for g in gets(cache)] == ["bypass"]
+    assert [s.additional_data["reason"] for s in sets(cache)] == ["bypass"]
+
+
+@pytest.mark.parametrize("ttl", [0, -1, "x", float("nan"), True])
+def test_a_lifetime_that_is_none_is_the_callers_error(ttl: Any) -> None:
+    with pytest.raises(DirectiveError):
+        wound_cache(Clock()).cache_response(TEXT, "summarize", {}, ANSWER, ttl=ttl)
+
+
+def test_lifetimes_and_ages_may_be_written_as_people_write_them() -> None:
+    clock = Clock()
+    cache = wound_cache(clock)
+    cache.cache_response(TEXT, "summarize", {}, ANSWER, ttl="2h5m")
+    assert sets(cache)[0].additional_data["ttl"] == 7500.0
+    clock.wind(120)
+    assert cache.lookup(TEXT, "summarize", {}, max_age="1m") is MISS
+    assert cache.lookup(TEXT, "summarize", {}, max_age="3m") is not MISS
+
+
+@pytest.mark.parametrize("tags", ["doc:7", ["doc:7"], iter(["doc:7"])], ids=["text", "list", "iterator"])
+def test_one_tag_may_be_given_as_text(tags: Any) -> None:
+    cache = wound_cache(Clock())
+    cache.cache_response(TEXT, "summarize", {}, ANSWER, tags=tags)
+    cache.invalidate_by_tag("doc:7")
+    assert cache.get_cached_response(TEXT, "summarize", {}) is None
+
+
+def test_a_sample_is_left_by_a_look_up_that_broke() -> None:
+    cache = wound_cache(Clock(), settings=STRICT.updated({"aicache_strict": False}))
+
+    def breaks(*_: Any) -> Any:
+        raise KeyError("x")
+
+    cache.cache_response(TEXT, "summarize", {}, ANSWER)
+    cache.parts.codec.open = breaks  # type: ignore[method-assign]
+    cache.parts.codec.dump = breaks  # type: ignore[method-assign]
+    cache.get_cached_response(TEXT, "summarize", {})
+    cache.cache_response(TEXT, "summarize", {}, ANSWER)
+    assert gets(cache)[-1].additional_data["reason"] == "internal_error"
+    assert sets(cache)[-1].additional_data["reason"] == "internal_error"
