@@ -22,14 +22,29 @@ No message holds a prompt, an answer, a key source or the text of a driver's err
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 StoreReason = Literal["redis_error", "redis_connection_failed", "breaker_open"]
 StoreScope = Literal["all", "writes", "none"]
 
 
 class AICacheError(Exception):
-    """Base class of every error that the library raises."""
+    """Base class of every error that the library raises. Each can be pickled: workers send errors to one another.
+
+    >>> import pickle
+    >>> pickle.loads(pickle.dumps(KeyEncodingError("options.image", "cycle"))).path
+    'options.image'
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), self.args), vars(self) or None
+
+
+def _remade(kind: type[AICacheError], args: tuple[Any, ...]) -> AICacheError:
+    """Make an error again from the arguments it ended up with, which need not be those of its constructor."""
+    error = kind.__new__(kind, *args)
+    super(AICacheError, error).__init__(*args)
+    return error
 
 
 class SettingsError(AICacheError, ValueError):
