@@ -12,18 +12,22 @@ floor of benchmarks/hit.py does: that tells how fast the machine is. Broker, res
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import functools
 import importlib
+import io
 import os
+import pstats
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 
 from aicache_tasks import CachedTask, CachePolicy, install
 from aicache_tasks.testing import EmbeddedServer
@@ -34,6 +38,7 @@ from benchmarks._run import ANSWER, PROMPT, Contender, Options, Row, Spent, Take
 TARGET = 0.9
 CHILD_TARGET_US = 100.0
 SERVER = "AICACHE_BENCHMARK_SERVER"
+PROFILE = "AICACHE_BENCHMARK_PROFILE"
 QUEUE = "celery"
 START_S = 30.0
 RESULT_S = 60.0
@@ -75,7 +80,38 @@ def measure(options: Options) -> list[Row]:
             batches = Batches(server, worker, no_op.name, hit.name, by_hand.name)
             with _run.pinned(mode, server.pid, peers=[worker, batches.child]):
                 rows += _rows(_run.interleave(batches.contenders, options, f"worker, {mode}"), mode)
+    if short := [row for row in rows if row.met is False]:
+        short[-1].profile = _profile_of_hits(options.calls)
     return rows
+
+
+def _profile_of_hits(calls: int) -> str:
+    """Return where a child spends its time on hits: a worker of its own runs batches under cProfile until it stops."""
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServer() as server:
+        written = Path(folder, "profile")
+        with _worker(server.url, {PROFILE: str(written)}) as worker:
+            run = Batches(server, worker, hit.name).contenders[hit.name]
+            for _ in range(10):
+                run(calls)
+        text = io.StringIO()
+        pstats.Stats(str(written), stream=text).sort_stats("tottime").print_stats(25)
+    return "\n".join(line for line in text.getvalue().splitlines() if line.strip())
+
+
+_profile = cProfile.Profile()
+
+
+@signals.worker_process_init.connect
+def _begin_profile(**_: Any) -> None:
+    if PROFILE in os.environ:
+        _profile.enable()
+
+
+@signals.worker_process_shutdown.connect
+def _end_profile(**_: Any) -> None:
+    if PROFILE in os.environ:
+        _profile.disable()
+        _profile.dump_stats(os.environ[PROFILE])
 
 
 def _rows(taken: Taken, mode: str) -> list[Row]:
@@ -151,11 +187,12 @@ def _database(server: EmbeddedServer, number: int) -> Any:
 
 
 @contextlib.contextmanager
-def _worker(url: str) -> Iterator[int]:
+def _worker(url: str, extra: Mapping[str, str] | None = None) -> Iterator[int]:
     """Run a prefork worker with one child, and yield its process id."""
     command = [sys.executable, "-m", "celery", "-A", "benchmarks.worker", "worker", "-P", "prefork", "-c", "1"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "error"]
     environ = {**os.environ, SERVER: url, "PYTHONWARNINGS": "ignore", "PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    environ |= extra or {}
     root = Path(__file__).parent.parent
     process = subprocess.Popen([*command, *quiet], env=environ, cwd=root, stdout=subprocess.DEVNULL)
     try:
