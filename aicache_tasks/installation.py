@@ -15,8 +15,8 @@ from celery import bootsteps, signals
 from aicache_tasks.errors import StoreError
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
-from aicache_tasks.policy import AUTO_VERSION
-from aicache_tasks.redaction import redact_sends
+from aicache_tasks.policy import AUTO_VERSION, CachePolicy
+from aicache_tasks.redaction import redact_canvas, redact_sends
 from aicache_tasks.runtime import Runtime, hide_secrets, runtime_of
 from aicache_tasks.stores.base import Budget
 
@@ -33,9 +33,16 @@ def install(app: Any) -> Any:
     >>> app = install(Celery("shop", broker="memory://"))
     """
     redact_sends(app)
+    app.on_after_finalize.connect(_redact_canvas)
+    if app.finalized:
+        redact_canvas(app)
     app.steps["worker"].add(AICacheStep)
     signals.import_modules.connect(_hide_secrets)  # before `celery report` and workers show the configuration
     return app
+
+
+def _redact_canvas(sender: Any, **_: Any) -> None:
+    redact_canvas(sender)
 
 
 def _hide_secrets(sender: Any, **_: Any) -> None:
@@ -43,25 +50,43 @@ def _hide_secrets(sender: Any, **_: Any) -> None:
 
 
 class AICacheStep(bootsteps.StartStopStep):
-    """Checks the settings before a worker takes tasks."""
+    """Checks the settings and the policies before a worker takes tasks.
+
+    Raises:
+        SettingsError: a setting is wrong, a policy does not fit its task, or two tasks have one operation.
+    """
 
     name = "aicache"
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        runtime = runtime_of(parent.app)
-        if runtime.policies.operations() and not runtime.settings.disabled:
-            _ = runtime.cache
+        redact_canvas(parent.app)  # for tasks that were made after the application was finalized
+        warn_of_useless_policies(parent.app)
+        self._in_use = bool(cached_tasks(parent.app)) and not runtime_of(parent.app).settings.disabled
+        if self._in_use:
+            for task in cached_tasks(parent.app):
+                _ = task.cache.plan
 
     def start(self, parent: Any) -> None:
         """Compare the tasks' bodies with those that stored the answers in the cache."""
-        runtime = runtime_of(parent.app)
-        if runtime.policies.operations() and not runtime.settings.disabled:
-            warn_of_changed_bodies(parent.app, runtime)
+        if self._in_use:
+            warn_of_changed_bodies(parent.app, runtime_of(parent.app))
 
     def stop(self, parent: Any) -> None:
         """Drop the main process's connections."""
         runtime_of(parent.app).close()
+
+
+def cached_tasks(app: Any) -> list[Any]:
+    """Return the tasks of *app* that have a policy, by name."""
+    return [task for _, task in sorted(app.tasks.items()) if getattr(task, "cache_policy", None) is not None]
+
+
+def warn_of_useless_policies(app: Any) -> None:
+    """Log each task that was given a policy and does not have the base class that reads it."""
+    for name, task in sorted(app.tasks.items()):
+        if isinstance(getattr(task, "cache", None), CachePolicy):
+            log.warning("aicache: task %r has cache= but is not cached: give it base=CachedTask too", name)
 
 
 def warn_of_changed_bodies(app: Any, runtime: Runtime) -> list[str]:
@@ -71,9 +96,9 @@ def warn_of_changed_bodies(app: Any, runtime: Runtime) -> list[str]:
     version changes. A store that does not answer is no reason not to start.
     """
     changed: list[str] = []
-    for name, task in sorted(app.tasks.items()):
-        policy = getattr(task, "cache_policy", None)
-        if policy is None or policy.version == AUTO_VERSION:
+    for task in cached_tasks(app):
+        name, policy = task.name, task.cache_policy
+        if policy.version == AUTO_VERSION:
             continue
         mine = fingerprint(task.run).encode()
         key = runtime.cache.keys.code_key(policy.operation or name, policy.version)

@@ -14,6 +14,10 @@ from kombu.utils.imports import symbol_by_name
 
 REDACTED: Final = "<redacted>"
 REQUEST: Final = "aicache_tasks.redaction:RedactedRequest"
+CANVAS: Final = frozenset(
+    f"celery.{name}" for name in ("accumulate", "chain", "chord", "chord_unlock", "chunks", "group", "map", "starmap")
+)
+"""Celery's own tasks that are given other tasks' arguments or answers."""
 
 
 class RedactedRequest(Request):
@@ -60,8 +64,20 @@ def redact_sends(app: Any) -> None:
 
 
 def _hides(app: Any, name: str) -> bool:
-    task = app.tasks.get(name)
+    if name in CANVAS:
+        redact_canvas(app)
+    task = app._tasks.get(name)  # `app.tasks` finalizes the app, which a send by name does not need
     return task is None or hides_arguments(task)
+
+
+def redact_canvas(app: Any) -> None:
+    """Let Celery's own tasks in *app* that carry other tasks' arguments hide theirs, if any task hides its own."""
+    tasks = app._tasks
+    shown = [tasks[name] for name in CANVAS if name in tasks and not hides_arguments(tasks[name])]
+    if shown and any(map(hides_arguments, list(tasks.values()))):
+        for task in shown:
+            task.redact_arguments, task.resultrepr_maxsize = True, 0
+            task.Request = redacted_request(task.Request)
 
 
 def hides_arguments(task: Any) -> bool:

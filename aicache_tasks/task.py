@@ -16,8 +16,9 @@ from celery import Task
 
 from aicache_tasks.call import CURRENT
 from aicache_tasks.directed import Directed
-from aicache_tasks.errors import SettingsError
-from aicache_tasks.policy import CachePolicy, check_directives
+from aicache_tasks.errors import NotCached, SettingsError
+from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.policy import AUTO_VERSION, CachePolicy, check_directives
 from aicache_tasks.redaction import REQUEST, hides_arguments, redacted_options, redacted_request
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.taskcache import TaskCache
@@ -57,24 +58,29 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
     abstract = True
     cache_policy: ClassVar[CachePolicy | None] = None
     """The task's policy; set with ``cache=``."""
+    body_fingerprint: ClassVar[str | None] = None
+    """With ``version="auto"``: of the body that was imported; the file may have changed since."""
     redact_arguments: ClassVar[bool] = False
     """Hide arguments and results of a task that has no policy too."""
     cache = _CacheAttribute()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "cache" in cls.__dict__:
-            given = cls.__dict__["cache"]
-            cls.cache_policy = None if given is None else CachePolicy.of(given)
-            del cls.cache
+        _adopt_policy(cls)
         _check_inheritance(cls)
         _redact(cls)
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Register the operation when Celery binds the task."""
+        """Register the operation when Celery binds the task, with what ``task_annotations`` made of its class."""
         super().on_bound(app)
-        if cls.cache_policy is not None and cls.name:
+        _adopt_policy(cls)
+        _redact(cls)
+        if cls.cache_policy is None:
+            return
+        if cls.cache_policy.version == AUTO_VERSION and "body_fingerprint" not in cls.__dict__:
+            cls.body_fingerprint = fingerprint(cls.run)
+        if cls.name:
             operation, name = cls.cache_policy.operation or cls.name, cls.name
             refine = lambda: app.tasks[name].cache.plan  # noqa: E731 - asked for late: the task is not yet there
             runtime_of(app).policies.register(name, operation, cls.cache_policy, refine)
@@ -97,10 +103,13 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
 
     def replace(self, sig: Any) -> Any:
         """Replace this task by *sig*: what that returns is not this call's answer, and is not stored as it."""
-        call = CURRENT.get()
-        if call is not None:
-            call.directives = call.directives._replace(no_store=True)
+        _do_not_store()
         return super().replace(sig)
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Retry this task: what it returns nevertheless (``throw=False``) is not stored, or the retry would get it."""
+        _do_not_store()
+        return super().retry(*args, **kwargs)
 
     def with_cache(
         self,
@@ -139,6 +148,25 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
             **unknown,
         }
         return Directed(self, check_directives(asked))
+
+
+def _do_not_store() -> None:
+    """Keep what the body that runs here returns out of the cache."""
+    call = CURRENT.get()
+    if call is not None:
+        call.directives = call.directives._replace(no_store=True)
+
+
+def _adopt_policy(cls: type[CachedTask]) -> None:
+    """Make ``cache=`` of the class, or of ``task_annotations``, its policy; `NotCached` is no error of such a task."""
+    given = cls.__dict__.get("cache", CachedTask.cache)
+    if not isinstance(given, _CacheAttribute):
+        cls.cache_policy = None if given is None else CachePolicy.of(given)
+        del cls.cache
+    declared: Any = cls.throws  # Celery takes one class too
+    throws = declared if isinstance(declared, tuple) else (declared,)
+    if cls.cache_policy is not None and NotCached not in throws:
+        cls.throws = (*throws, NotCached)
 
 
 def _check_inheritance(cls: type[CachedTask]) -> None:

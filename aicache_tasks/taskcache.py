@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -92,24 +93,34 @@ class TaskCache:
         """How this thread's last call of the task went, None before the first."""
         return getattr(self._last, "info", None)
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    # These speak of a call as a worker gets it, with its arguments as the serializer delivers them.
+
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         """Return the Redis key of a call; raises `KeyEncodingError` for an argument that cannot be keyed."""
         return self._call(args, kwargs, NO_DIRECTIVES).key.redis_key
 
-    def peek(self, *args: Any, **kwargs: Any) -> CacheEntry | None:
-        """Return the entry of a call, None if there is none or the server does not answer. Runs nothing."""
-        call = self._call(args, kwargs, Directives(only_if_cached=True))
+    def peek(self, /, *args: Any, **kwargs: Any) -> CacheEntry | None:
+        """Return the entry of a call. Runs nothing.
+
+        None if there is none, the call cannot be keyed, the server does not answer, or the cache is off and has none.
+        """
+        if self._has_no_server():
+            return None
+        try:
+            call = self._call(args, kwargs, Directives(only_if_cached=True))
+        except KeyEncodingError:
+            return None
         cache = self.plan.cache
         hit = cache.find(call, quiet=True)
         return None if hit is MISS else cache.entry(call, hit)
 
-    def set(self, value: Any, *args: Any, **kwargs: Any) -> bool:
+    def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
         """Store *value* as the answer of a call; return whether it is stored."""
         call = self._call(args, kwargs, NO_DIRECTIVES)
         self.plan.cache.store_now(call, value)
         return call.set_status == "success"
 
-    def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+    def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Take the answer of a call out of force; return whether there was one.
 
         Raises:
@@ -117,29 +128,43 @@ class TaskCache:
         """
         return self.plan.cache.invalidate_call(self._call(args, kwargs, NO_DIRECTIVES))
 
-    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """Say why a call would hit or miss. Runs nothing, stores nothing."""
+    def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
+        """Say why a call would hit, miss or bypass. Runs no body, stores nothing.
+
+        Raises:
+            TypeError: the task cannot be called like this.
+        """
+        if self._has_no_server():
+            return Explanation("disabled", "", operation=self._operation)
         plan = self.plan
+        args, kwargs = self._delivered(args, kwargs)
+        text, question, options = plan.bind(*args, **kwargs)
         try:
-            text, question, options = self._bind(plan, args, kwargs)
-            call = self._call(args, kwargs, Directives(only_if_cached=True))
-        except KeyEncodingError as error:
-            return Explanation("bypass", str(error), operation=plan.operation, version=plan.version)
-        hit = plan.cache.find(call, quiet=True)
+            call = self._keyed(plan, args, kwargs, Directives(only_if_cached=True))
+        except Exception as error:  # noqa: BLE001 - whatever vary=, tenant= or tags= raise, the call would bypass
+            return Explanation("bypass", _why_not(error), operation=plan.operation, version=plan.version)
         names = [n for n, v in (("text", text), ("question", question)) if v is not None]
+        return self._explained(plan, call, (*names, *map(str, options)))
+
+    def _explained(self, plan: _Plan, call: Call, keyed: tuple[str, ...]) -> Explanation:
+        hit = plan.cache.find(call, quiet=True)
         return Explanation(
             status=call.status,
             reason=call.reason if hit is MISS else "",
             key=call.key.redis_key,
             operation=plan.operation,
             version=plan.version,
-            keyed=(*names, *map(str, options)),
+            keyed=keyed,
             ignored=tuple(plan.policy.ignore),
             tags=call.tags,
             ttl_s=plan.rules.ttl_s,
             age_s=call.age_s,
             stored_bytes=call.stored_bytes,
         )
+
+    def _has_no_server(self) -> bool:
+        settings = self._runtime.settings
+        return settings.disabled and settings.url is None
 
     # What the task calls.
 
@@ -160,7 +185,7 @@ class TaskCache:
             or isinstance(request.__dict__.get("aicache"), CallInfo)  # the request is an outer call's
         ):
             return self._run(body, args, kwargs, NO_DIRECTIVES, None)
-        return self._run(body, args, kwargs, _from_headers(request.headers), request)
+        return self._run(body, args, kwargs, _from_headers(request.headers, self._task.name), request)
 
     def _run(
         self, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
@@ -168,7 +193,7 @@ class TaskCache:
         if self._is_off(request):
             return self._past("disabled", body, args, kwargs, directives, request)
         plan = self.plan
-        call = self._begin(plan, args, kwargs, directives, request)
+        call = self._begin(plan, args, kwargs, directives)
         if call is None:
             return self._past("bypass", body, args, kwargs, directives, request)
         hit = plan.cache.find(call)
@@ -222,16 +247,13 @@ class TaskCache:
         in_worker = request is not None and not request.is_eager
         return not in_worker and not settings.eager and self._runtime.always_eager()
 
-    def _begin(
-        self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
-    ) -> Call | None:
+    def _begin(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call | None:
         """Return the call, None if it bypasses the cache: the caller asked for it, or it cannot be keyed."""
         if directives.bypass:
             plan.cache.bypassed(plan.operation)
             return None
-        delivered = request is not None and not request.is_eager
         try:
-            return self._keyed(plan, args, kwargs, directives, delivered=delivered)
+            return self._keyed(plan, args, kwargs, directives)
         except Exception as error:  # whatever vary=, tenant= or tags= raise, the body still runs
             expected = isinstance(error, (TypeError, ValueError))  # cannot be keyed, a wrong call, a tag with no text
             if steers(error) or (plan.cache.parts.errors.strict and not expected):
@@ -258,13 +280,14 @@ class TaskCache:
 
     def _make_plan(self) -> _Plan:
         task, policy, operation = self._task, self.policy, self._operation
+        self._runtime.policies.register(task.name, operation, policy)  # a class may have had no name when it was bound
         cache = self._runtime.cache
         signature = inspect.signature(task.run)
         binder = make_binder(
             signature, text_arg=policy.text_arg, question_arg=policy.question_arg, ignore=policy.ignore
         )
         asks = any(callable(part) for part in (policy.tenant, policy.vary, policy.tags)) or bool(policy.tags)
-        version = fingerprint(task.run) if policy.version == AUTO_VERSION else policy.version
+        version = (task.body_fingerprint or fingerprint(task.run)) if policy.version == AUTO_VERSION else policy.version
         mapper = make_mapper(signature) if asks else None
         fixed: Asked = (None if callable(policy.tenant) else policy.tenant, None, ())
         defaults = option_defaults(signature, text_arg=policy.text_arg, question_arg=policy.question_arg)
@@ -272,18 +295,13 @@ class TaskCache:
         return _Plan(policy, operation, version, binder, mapper, fixed, cache.rules(operation, policy), cache)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
-        return self._keyed(self.plan, args, kwargs, directives, delivered=False)
-
-    def _bind(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        """Return the call that a worker would get."""
         args, kwargs = self._delivered(args, kwargs)
-        return plan.bind(*args, **kwargs)
+        return self._keyed(self.plan, args, kwargs, directives)
 
-    def _keyed(
-        self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, *, delivered: bool
-    ) -> Call:
+    def _keyed(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
+        """Return the call whose body sees exactly these arguments."""
         started = perf_counter_ns()
-        if not delivered:
-            args, kwargs = self._delivered(args, kwargs)
         text, question, options = plan.bind(*args, **kwargs)
         tenant, vary, tags = plan.fixed if plan.map is None else _asked(plan, args, kwargs)
         cache = plan.cache
@@ -302,11 +320,32 @@ class TaskCache:
             args, kwargs = dump(args, kwargs)
         if is_plain(args) and (not kwargs or is_plain(kwargs)):
             return args, kwargs
-        with suppress(KombuError, TypeError, ValueError, AttributeError, RecursionError):
+        handled = sys.exc_info()[1]
+        try:
             content_type, encoding, data = dumps([list(args), kwargs], serializer=task.serializer)
             sent_args, sent_kwargs = loads(data, content_type, encoding, accept={content_type})
-            return tuple(sent_args), sent_kwargs
-        return args, kwargs  # cannot be sent, so that no worker has another key for it
+        except (KombuError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            _raise_what_steers(error, handled)
+            return args, kwargs  # cannot be sent, so that no worker has another key for it
+        return tuple(sent_args), sent_kwargs
+
+
+def _raise_what_steers(error: BaseException, handled: BaseException | None) -> None:
+    """Raise what steers the task, if serializing it became *error*.
+
+    Args:
+        error: what was caught; kombu wraps whatever is raised inside it.
+        handled: what the caller was handling before: not raised here.
+    """
+    steering: BaseException | None = None
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and link is not handled and id(link) not in seen:
+        seen.add(id(link))
+        steering = link if steers(link) else steering  # the innermost: a wrapper has its traceback
+        link = link.__cause__ or link.__context__
+    if steering is not None:
+        raise steering
 
 
 def _asked(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
@@ -316,13 +355,22 @@ def _asked(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:
     return plan.policy.tenant_of(arguments), plan.policy.vary_of(arguments), plan.policy.tags_of(arguments)
 
 
-def _from_headers(headers: Any) -> Directives:
+def _why_not(error: Exception) -> str:
+    """Say why a call cannot be keyed, without a text that may quote an argument; raises what steers a task."""
+    if steers(error):
+        raise error
+    if isinstance(error, KeyEncodingError):
+        return str(error)
+    return f"vary=, tenant= or tags= raised {type(error).__name__}"
+
+
+def _from_headers(headers: Any, task_name: str) -> Directives:
     """Return a message's directives. Messages are not trusted: what makes no sense is left out, and logged."""
     given = headers.get(HEADER) if isinstance(headers, Mapping) else None
     if given is None:
         return NO_DIRECTIVES
-    try:
-        return directives_from(given) if isinstance(given, Mapping) else NO_DIRECTIVES
-    except DirectiveError:
-        log.warning("aicache.directives_ignored")
-        return NO_DIRECTIVES
+    if isinstance(given, Mapping):
+        with suppress(DirectiveError, TypeError, ValueError, ArithmeticError, RecursionError):
+            return directives_from(given)
+    log.warning("aicache: a message for task %r has cache directives that make no sense; they are ignored", task_name)
+    return NO_DIRECTIVES

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 
-from aicache_tasks import CachedTask, install
+from aicache_tasks import CachedTask, CachePolicy, SettingsError, install
 from aicache_tasks.installation import warn_of_changed_bodies
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
@@ -20,7 +21,7 @@ from tests.faults import free_port
 Make = Callable[..., Celery]
 MODULE = """
 from celery import Celery
-from aicache_tasks import CachedTask, install
+from aicache_tasks import CachedTask, CachePolicy, SettingsError, install
 app = install(Celery("watched"))
 app.conf.update({conf!r})
 
@@ -31,15 +32,21 @@ def condense(text):
 WARNING = "the body of task 'condense' changed but its cache version"
 
 
+def starting(app: Celery) -> Any:
+    """Make the cache's step as a worker of *app* does that starts."""
+    (step,) = [step for step in app.steps["worker"] if step.name == "aicache"]
+    return step(SimpleNamespace(app=app, steps=[]))
+
+
 class Shop:
     """An application in a file that is written anew, and its workers."""
 
     def __init__(self, folder: Path, server: EmbeddedServer) -> None:
         self._folder, self._server = folder, server
 
-    def log_of_a_start(self, body: str, version: Any = 1, **conf: Any) -> str:
+    def log_of_a_start(self, body: str, version: Any = 1, policy: dict[str, Any] | None = None, **conf: Any) -> str:
         """Write the application, start a worker, stop it once it takes tasks or ends, and return its log."""
-        policy = {"operation": "condense", "version": version}
+        policy = {"operation": "condense", "version": version, **(policy or {})}
         settings = {"aicache_url": self._server.url, "aicache_budget_ms": 2000, **conf}
         (self._folder / "shop_app.py").write_text(MODULE.format(conf=settings, policy=policy, body=body))
         urls = (self._server.url, self._server.url)
@@ -77,6 +84,54 @@ def test_a_worker_with_a_wrong_setting_does_not_start(shop: Shop, conf: dict[str
     log = shop.log_of_a_start("return text", **conf)
     assert "ready." not in log
     assert message in log
+
+
+def test_a_worker_with_a_policy_that_does_not_fit_its_task_does_not_start(shop: Shop) -> None:
+    log = shop.log_of_a_start("return text", policy={"ignore": ("nosuch",)})
+    assert "ready." not in log
+    assert "cache ignore: the task has no parameter 'nosuch'; it has text" in log
+
+
+@pytest.mark.parametrize(
+    "policy", [{"ignore": ("nosuch",)}, {"text_arg": "nosuch"}, {"question_arg": "nosuch"}], ids=str
+)
+def test_a_policy_that_does_not_fit_its_task_stops_a_worker_s_start(make: Make, policy: dict[str, Any]) -> None:
+    app = make()
+    app.task(base=CachedTask, cache=policy, name="misfit")(lambda_body)
+    with pytest.raises(SettingsError, match="no parameter 'nosuch'"):
+        starting(app)
+
+
+def test_two_classes_without_a_name_and_with_one_operation_stop_a_worker_s_start(make: Make) -> None:
+    class One(CachedTask):
+        cache = CachePolicy(operation="install-nameless")
+
+        def run(self, text: str) -> str:
+            return text
+
+    class Two(One):
+        cache = CachePolicy(operation="install-nameless")
+
+        def run(self, text: str) -> str:
+            return text.upper()
+
+    app = make()
+    app.register_task(One)
+    app.register_task(Two)
+    with pytest.raises(SettingsError, match="both have the cache operation 'install-nameless'"):
+        starting(app)
+
+
+def test_a_policy_on_a_stock_task_is_warned_of_at_a_worker_s_start(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make()
+    app.task(cache=CachePolicy(), name="forgotten")(lambda_body)
+    app.task(base=CachedTask, cache=CachePolicy(), name="remembered")(lambda_body)
+    starting(app)
+    warnings = [record.getMessage() for record in caplog.records if "base=CachedTask" in record.getMessage()]
+    assert len(warnings) == 1
+    assert "'forgotten'" in warnings[0]
 
 
 @pytest.fixture
@@ -138,22 +193,20 @@ def lambda_body(text: str) -> str:
 
 def test_the_step_is_added_once_and_needs_no_settings_without_cached_tasks(make: Make) -> None:
     app = make(aicache_url=None)
+    for name in [name for name in app.tasks if not name.startswith("celery.")]:  # other tests' shared tasks
+        del app.tasks[name]
     steps = len(app.steps["worker"])
     assert install(install(app)) is app
     assert len(app.steps["worker"]) == steps
-    (step,) = [step for step in app.steps["worker"] if step.name == "aicache"]
-    parent = type("Parent", (), {"app": app, "steps": []})()
-    step(parent).start(parent)
+    starting(app).start(SimpleNamespace(app=app))
 
 
 def test_stopping_drops_the_main_process_s_connections(make: Make, valkey: EmbeddedServer, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
     app = make(aicache_url=valkey.url, aicache_budget_ms=2000)
     task = app.task(base=CachedTask, cache={}, name="stopping")(lambda_body)
-    (step,) = [step for step in app.steps["worker"] if step.name == "aicache"]
-    parent = type("Parent", (), {"app": app, "steps": []})()
-    running = step(parent)
-    running.start(parent)
+    running = starting(app)
+    running.start(SimpleNamespace(app=app))
     assert task("a") == "a"
-    running.stop(parent)
+    running.stop(SimpleNamespace(app=app))
     assert (task("a"), task.cache.last.status) == ("a", "hit")

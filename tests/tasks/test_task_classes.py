@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, Task
 
-from aicache_tasks import CachedTask, CachePolicy, SettingsError
+from aicache_tasks import CachedTask, CachePolicy, NotCached, SettingsError
+from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.redaction import REQUEST
 from aicache_tasks.runtime import runtime_of
 
 Make = Callable[..., Celery]
@@ -202,6 +207,37 @@ def test_tasks_with_one_operation_are_an_error_when_the_application_is_finalized
         app.finalize()
 
 
+def test_classes_without_a_name_never_share_an_operation_by_accident(make: Make) -> None:
+    class One(CachedTask):
+        cache = CachePolicy(operation="nameless")
+
+        def run(self, text: str) -> str:
+            return f"one {text}"
+
+    class Two(CachedTask):
+        cache = CachePolicy(operation="nameless")
+
+        def run(self, text: str) -> str:
+            return f"two {text}"
+
+    app = make()
+    one, two = app.register_task(One), app.register_task(Two)
+    assert one("a") == "one a"
+    for _ in range(3):
+        with pytest.raises(SettingsError, match="both have the cache operation 'nameless'"):
+            two("a")
+
+
+def test_a_duplicate_is_refused_at_each_call(make: Make) -> None:
+    app = make()
+    one = app.task(base=CachedTask, cache={"operation": "again"}, name="classes.one")(_echo)
+    two = app.task(base=CachedTask, cache={"operation": "again"}, name="classes.two")(lambda_of_two)
+    assert one("a") == "a"
+    for _ in range(3):
+        with pytest.raises(SettingsError, match="both have the cache operation 'again'"):
+            two("a")
+
+
 def test_tasks_that_share_an_operation_share_their_answers(make: Make) -> None:
     app, runs = make(), []
 
@@ -238,6 +274,61 @@ def test_version_auto_follows_the_body(make: Make) -> None:
     assert [one("a"), two("a"), one("a"), one.cache.last.status] == ["aone", "atwo", "aone", "hit"]
     assert one.cache.explain("a").version != two.cache.explain("a").version
     assert len(one.cache.explain("a").version) == 16
+
+
+def test_version_auto_is_of_the_body_that_was_imported(make: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    """F18: a deploy may put another file in its place before the first call."""
+    file = tmp_path / "deployed_body.py"
+    file.write_text("def body(text):\n    return text + 'old'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    body = importlib.import_module("deployed_body").body
+    expected = fingerprint(body)
+    task = make().task(base=CachedTask, cache={"operation": "imported", "version": "auto"}, name="imported")(body)
+    assert task.name == "imported"
+    file.write_text("def body(text):\n    return text + 'the new one'\n")
+    linecache.checkcache(str(file))
+    assert fingerprint(body) != expected
+    assert task.cache.explain("a").version == expected
+
+
+@pytest.mark.parametrize("given", [{"ttl": "5m"}, CachePolicy(ttl="5m")], ids=["dict", "policy"])
+@pytest.mark.parametrize("own", [{}, {"cache": {"ttl": "1h"}}], ids=["none", "own"])
+def test_a_policy_can_come_from_task_annotations(make: Make, given: Any, own: dict[str, Any]) -> None:
+    app = make(task_annotations={"annotated": {"cache": given}})
+    task = app.task(base=CachedTask, name="annotated", **own)(_echo)
+    assert [task("a"), task("a"), task.cache.last.status] == ["a", "a", "hit"]
+    assert task.cache.policy.ttl_s == 300.0
+    assert task.resultrepr_maxsize == 0
+    assert runtime_of(app).policies.operations().count("annotated") == 1
+
+
+def test_task_annotations_can_take_a_policy_away(make: Make) -> None:
+    task = make(task_annotations={"annotated": {"cache": None}}).task(
+        base=CachedTask, name="annotated", cache={"ttl": 5}
+    )(_echo)
+    assert (task("a"), task.cache) == ("a", None)
+
+
+def test_task_annotations_can_hide_the_arguments_of_a_task_without_a_policy(make: Make) -> None:
+    app = make(task_annotations={"annotated": {"redact_arguments": True}})
+    task = app.task(base=CachedTask, name="annotated")(_echo)
+    assert (task.Request, task.resultrepr_maxsize) == (REQUEST, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (NotCached,)),
+        ({"throws": (KeyError,)}, (KeyError, NotCached)),
+        ({"throws": KeyError}, (KeyError, NotCached)),
+    ],
+    ids=str,
+)
+def test_not_cached_is_an_expected_error_of_a_cached_task(make: Make, given: dict[str, Any], expected: Any) -> None:
+    app = make()
+    assert app.task(base=CachedTask, cache={}, name="throwing", **given)(_echo).throws == expected
+    plain = app.task(base=CachedTask, name="plain", **given)(_echo)
+    assert plain.throws == given.get("throws", ())
 
 
 def test_a_text_arg_that_the_task_does_not_have_is_an_error_before_the_body_runs(make: Make) -> None:
