@@ -108,5 +108,5 @@ def gated_task(text: str) -> str:
     """Wait until the test pushes to the list ``gate``."""
     note(text)
     with redis.Redis.from_url(current_app.conf.result_backend) as client:
-        client.blpop(["gate"], timeout=30)
+        client.blpop(["gate"], timeout=60)
     return reverse(text)

@@ -26,6 +26,8 @@ import celery
 from aicache_tasks.testing import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
+WAIT_S = 60.0
+"""Far longer than anything takes: a machine under load must not fail a test."""
 
 # The worker asks the kernel to end it with its starter.
 LAUNCHER = """
@@ -38,7 +40,7 @@ sys.exit(main())
 """
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "condition") -> Any:
+def wait_until(condition: Callable[[], Any], timeout_s: float = WAIT_S, what: str = "condition") -> Any:
     """Return the first true value of *condition*.
 
     Raises:
@@ -135,7 +137,7 @@ class WorkerProcess:
         )
         return self
 
-    def ready(self, timeout_s: float = 30.0) -> bool:
+    def ready(self, timeout_s: float = WAIT_S) -> bool:
         """Wait until the worker takes calls and return True.
 
         Raises:
@@ -155,11 +157,11 @@ class WorkerProcess:
         """Exit code of the main process, negative for a signal, None while it runs."""
         return self._process.poll() if self._process else None
 
-    def stop(self, timeout_s: float = 30.0) -> None:
+    def stop(self, timeout_s: float = WAIT_S) -> None:
         """Shut down warmly: running calls end, others stay in the queue."""
         self.kill(signal.SIGTERM, timeout_s=timeout_s)
 
-    def kill(self, signum: int = signal.SIGKILL, *, timeout_s: float = 30.0) -> None:
+    def kill(self, signum: int = signal.SIGKILL, *, timeout_s: float = WAIT_S) -> None:
         """Send *signum* to the main process and wait for its end; pool children end with it."""
         if self._process is None or not self.running:
             return
@@ -207,11 +209,11 @@ class WorkerNode(WorkerProcess):
     def reload(self) -> None:
         """Nothing to read anew: `status` looks at the process."""
 
-    def restart(self, timeout: float = 30.0) -> None:
+    def restart(self, timeout: float = WAIT_S) -> None:
         self.stop(timeout)
         self.start().ready(timeout)
 
-    def kill(self, signal: int | str = signal.SIGKILL, *, timeout_s: float = 30.0) -> None:  # type: ignore[override]
+    def kill(self, signal: int | str = signal.SIGKILL, *, timeout_s: float = WAIT_S) -> None:  # type: ignore[override]
         super().kill(_signal_number(signal), timeout_s=timeout_s)
 
     def teardown(self) -> None:
@@ -264,7 +266,7 @@ class ServerNode:
         self.server.kill()  # reaps it
         self.status = "exited"
 
-    def restart(self, timeout: float = 30.0) -> None:
+    def restart(self, timeout: float = WAIT_S) -> None:
         self.server.restart()
         self.status = "running"
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import redis
 from celery import Celery
 from celery.result import AsyncResult
@@ -24,7 +25,8 @@ from pytest_celery import CeleryTestBackend, CeleryTestSetup
 from tests.cluster import cluster_tasks as ct
 from tests.cluster.nodes import WorkerNode, is_running, wait_until
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
+pytestmark = pytest.mark.timeout(180)
 Call = tuple[Any, tuple[Any, ...], Any]
 
 
