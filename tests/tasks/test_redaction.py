@@ -8,15 +8,15 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from celery import Celery
+from celery import Celery, chord, group
 from celery.signals import before_task_publish
 
 from aicache_tasks import CachedTask, install
-from aicache_tasks.redaction import REDACTED
+from aicache_tasks.redaction import CANVAS, REDACTED, REQUEST, hides_arguments
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import ROOT, WorkerProcess, wait_until
 from tests.tasks.bench_tasks import LoneCelery
@@ -143,6 +143,29 @@ def test_prompts_and_answers_show_nowhere(watch: Watch, canary: str, way: str) -
     assert shows(watch, canary) == []
 
 
+CANVAS_WAYS = {
+    "map": lambda task, text: task.map([text]).delay(),
+    "starmap": lambda task, text: task.starmap([(text,)]).delay(),
+    "chunks": lambda task, text: task.chunks([(text,)], 1)().results[0],
+    "chunks, its task": lambda task, text: task.app.send_task("celery.chunks", (task.s(), [[(text,)]], 1)),
+    "accumulate": lambda task, text: task.app.send_task("celery.accumulate", (text,)),
+    "group": lambda task, text: group([task.s(text)])().results[0],
+    "chord": lambda task, text: chord([task.s(text)], task.si(text))(),
+    "chord_unlock": lambda task, text: task.app.send_task("celery.chord_unlock", ("id", task.si(text)), {"result": []}),
+}
+
+
+@pytest.mark.parametrize("way", CANVAS_WAYS)
+def test_celery_s_own_tasks_show_no_prompt_that_they_carry(watch: Watch, canary: str, way: str) -> None:
+    """F3"""
+    result = CANVAS_WAYS[way](watch.app.tasks[f"{MODULE}.hidden"], canary)
+    for kind in ("task-sent", "task-received"):
+        event = watch.of(result, kind)
+        assert (event["args"], event["kwargs"]) == (REDACTED, REDACTED)
+    watch.of(result, "task-succeeded")
+    assert shows(watch, canary) == []
+
+
 def test_retries_and_failures_show_no_prompt(watch: Watch, canary: str) -> None:
     """F3"""
     retried = watch.app.tasks[f"{MODULE}.hidden_retry"].delay(canary)
@@ -202,28 +225,78 @@ def test_no_password_shows_in_a_report(cache_url: tuple[EmbeddedServer, str]) ->
     assert "the secret of the keys" not in done.stdout + done.stderr
 
 
+def headers_of(send: Callable[[], Any]) -> list[str]:
+    """Return how the arguments of what *send* sends look in the messages' headers."""
+    seen: list[str] = []
+
+    def note(headers: dict[str, Any], **_: Any) -> None:
+        seen.append(headers["argsrepr"] + headers["kwargsrepr"])
+
+    before_task_publish.connect(note, weak=False)
+    try:
+        send()
+    finally:
+        before_task_publish.disconnect(note)
+    return seen
+
+
+@pytest.fixture
+def lone() -> Iterator[Callable[..., Celery]]:
+    """Return a function that makes an application with no task but Celery's own."""
+    apps: list[Celery] = []
+
+    def make_one(**options: Any) -> Celery:
+        app = LoneCelery("lone", broker="memory://", set_as_current=False, **options)
+        for name in [name for name in app.tasks if not name.startswith("celery.")] if not options else []:
+            del app.tasks[name]  # other tests' shared tasks
+        apps.append(app)
+        return app
+
+    yield make_one
+    for app in apps:
+        app.close()
+
+
+def test_the_canvas_tasks_hide_their_arguments_as_soon_as_a_task_does(lone: Callable[..., Celery], canary: str) -> None:
+    app = install(lone())
+    shown = app.task(base=CachedTask, cache={"redact": False}, name="shown")(body)
+    assert canary in headers_of(lambda: shown.map([canary]).delay())[0]
+    hides = app.task(base=CachedTask, cache={}, name="hides")(body)
+    assert headers_of(lambda: hides.map([canary]).delay()) == [REDACTED * 2]
+    for name in CANVAS:
+        task = app.tasks[name]
+        assert (task.redact_arguments, task.resultrepr_maxsize, task.Request) == (True, 0, REQUEST)
+    assert not hides_arguments(app.tasks["celery.backend_cleanup"])
+
+
+@pytest.mark.parametrize("finalized", ["before install", "after install"])
+def test_the_canvas_tasks_hide_their_arguments_when_the_application_is_finalized(finalized: str) -> None:
+    app = LoneCelery("final", broker="memory://", set_as_current=False)
+    app.task(base=CachedTask, cache={}, name="hides")(body)
+    if finalized == "before install":
+        app.finalize()
+    install(app)
+    app.finalize()
+    assert all(hides_arguments(app.tasks[name]) for name in CANVAS)
+    app.close()
+
+
+def test_a_send_by_name_does_not_finalize_the_application(lone: Callable[..., Celery], canary: str) -> None:
+    app = install(lone(autofinalize=False))
+    assert headers_of(lambda: app.send_task("of another process", (canary,))) == [REDACTED * 2]
+    assert not app.finalized
+
+
 def test_installing_twice_wraps_once() -> None:
     app = install(Celery("twice", set_as_current=False))
     once = app.send_task
     assert install(app).send_task is once
 
 
-def test_a_task_s_own_sends_are_redacted_without_install(canary: str) -> None:
-    seen: list[str] = []
-
-    def note(headers: dict[str, Any], **_: Any) -> None:
-        seen.append(headers["argsrepr"] + headers["kwargsrepr"])
-
-    app = LoneCelery("no-install", broker="memory://", set_as_current=False)
-    task = app.task(base=CachedTask, cache={}, name="no-install")(body)
-    before_task_publish.connect(note, weak=False)
-    try:
-        task.delay(canary)
-        task.s(text=canary).apply_async(argsrepr=canary)
-    finally:
-        before_task_publish.disconnect(note)
-        app.close()
-    assert seen == [REDACTED * 2] * 2
+def test_a_task_s_own_sends_are_redacted_without_install(lone: Callable[..., Celery], canary: str) -> None:
+    task = lone().task(base=CachedTask, cache={}, name="no-install")(body)
+    assert headers_of(lambda: task.delay(canary)) == [REDACTED * 2]
+    assert headers_of(lambda: task.s(text=canary).apply_async(argsrepr=canary)) == [REDACTED * 2]
 
 
 def body(text: str) -> str:

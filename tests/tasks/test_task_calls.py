@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+import signal
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -73,6 +75,10 @@ def test_answers_that_come_back_equal_are_cached_with_their_types(make: Make, va
 
 class Colour(enum.Enum):
     RED = 1
+
+
+class Level(enum.IntEnum):
+    LOW = 1
 
 
 class Own:
@@ -412,6 +418,123 @@ def test_peek_set_invalidate_and_explain_run_no_body(make: Make) -> None:
     assert cache.explain(size=object()) == cache.explain(size=object())
     assert cache.explain(size=object()).status == "bypass"
     assert body.runs == 0
+
+
+@pytest.mark.parametrize("name", ["value", "self", "args", "kwargs"])
+def test_a_task_s_parameter_may_have_any_name(make: Make, name: str) -> None:
+    scope: dict[str, Any] = {}
+    exec(f"def named({name}): return 'computed'", scope)
+    cache = make().task(base=CachedTask, cache={}, name="calls.named")(scope["named"]).cache
+    assert cache.set("stored", **{name: 3})
+    assert cache.peek(**{name: 3}).value == "stored"
+    assert cache.key(**{name: 3}) == cache.explain(**{name: 3}).key
+    assert cache.invalidate(**{name: 3})
+
+
+def test_peek_of_a_call_that_cannot_be_keyed_is_none(make: Make) -> None:
+    assert Body(make()).task.cache.peek(object()) is None
+
+
+def test_explain_says_that_a_policy_callable_raised_and_quotes_nothing(make: Make) -> None:
+    app = make(aicache_strict=False)
+    untaggable, broken = Body(app, tags=("doc:{nosuch}",)), Body(app, vary=lambda call: {}[call["text"]])
+    for body, error in ((untaggable, "ValueError"), (broken, "KeyError")):
+        found = body.task.cache.explain("secret")
+        assert found[:2] == ("bypass", f"vary=, tenant= or tags= raised {error}")
+        assert "secret" not in repr(found)
+
+
+def test_explain_of_a_wrong_call_is_the_task_s_own_type_error(make: Make) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nope'"):
+        Body(make()).task.cache.explain(nope=1)
+
+
+def test_what_steers_a_task_passes_through_explain(make: Make) -> None:
+    def interrupted(arguments: Any) -> Any:
+        raise SoftTimeLimitExceeded
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        Body(make(), vary=interrupted).task.cache.explain("a")
+
+
+def test_a_disabled_cache_with_no_server_can_be_asked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AICACHE_DISABLED", "1")
+    cache = Body(make(aicache_url=None)).task.cache
+    assert (cache.peek("a"), cache.explain("a").status) == (None, "disabled")
+
+
+class Interrupts:
+    """An argument over whose serialization something is raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __json__(self) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), Retry("later"), Ignore()], ids=lambda e: type(e).__name__)
+def test_what_steers_a_task_passes_through_the_serializer(make: Make, error: Exception) -> None:
+    cache = Body(make()).task.cache
+    for ask in (cache.key, cache.peek, cache.invalidate, cache.explain, functools.partial(cache.set, "answer")):
+        with pytest.raises(type(error)) as caught:
+            ask(Interrupts(error))
+        assert caught.value is error
+
+
+def test_a_soft_limit_that_a_body_is_handling_is_not_raised_again(make: Make) -> None:
+    cache = Body(make()).task.cache
+    try:
+        raise SoftTimeLimitExceeded
+    except SoftTimeLimitExceeded:
+        assert cache.peek(Interrupts(ValueError("cannot be sent"))) is None
+
+
+def test_a_handler_s_own_exception_passes_through_the_serializer(make: Make) -> None:
+    """A signal handler of the application's own may raise what it likes."""
+
+    class Deadline(Exception):  # noqa: N818 - what an application calls it
+        pass
+
+    def raises(*signal_and_frame: Any) -> None:
+        raise Deadline
+
+    class Interrupted:
+        def __json__(self) -> Any:
+            signal.raise_signal(signal.SIGUSR2)
+
+    former = signal.signal(signal.SIGUSR2, raises)
+    try:
+        with pytest.raises(Deadline):
+            Body(make()).task.cache.peek(Interrupted())
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda task, x: task(x), lambda task, x: task.apply((x,)).get()], ids=["call", "apply"]
+)
+@pytest.mark.parametrize(("one", "other"), [({1: "a"}, {"1": "a"}), (Level.LOW, 1)], ids=str)
+def test_a_call_here_is_keyed_by_what_its_body_sees(make: Make, call: Any, one: Any, other: Any) -> None:
+    """No serializer makes these two calls one: the body sees them as they are."""
+    body = Body(make(), repr)
+    for _ in range(2):
+        assert [call(body.task, one), call(body.task, other)] == [repr(one), repr(other)]
+    assert body.runs == 2
+    assert body.task.cache.key(one) == body.task.cache.key(other)
+
+
+def test_a_fallback_that_is_returned_after_a_retry_was_sent_is_not_stored(make: Make) -> None:
+    def body(self: Any, text: str) -> str:
+        if self.request.retries == 0:
+            self.retry(countdown=0, throw=False)
+            return "fallback"
+        return "answer"
+
+    task = make().task(base=CachedTask, cache={}, bind=True, name="calls.fallback")(body)
+    assert task.apply(("a",)).get() == "fallback"
+    assert (task.cache.last.set_status, task.cache.last.set_reason) == ("skipped", "no_store")
+    assert task.cache.peek("a") is None  # a worker's retry would be answered with it
 
 
 def test_set_says_when_nothing_was_stored(make: Make) -> None:

@@ -12,6 +12,8 @@ from celery import chain, chord, group, signals
 
 from aicache_tasks import CachedTask, DirectiveError, NotCached
 from aicache_tasks.directed import HEADER
+from aicache_tasks.policy import NO_DIRECTIVES
+from aicache_tasks.taskcache import _from_headers
 from tests.cluster.nodes import wait_until
 from tests.tasks.bench_tasks import Level, Question, counts
 from tests.tasks.conftest import Bench
@@ -253,6 +255,38 @@ def test_directives_that_make_no_sense_in_a_message_are_ignored(bench: Bench, in
         result = task.apply_async((x,), headers={HEADER: header})
         assert info(result)["status"] == status
         assert result.get(timeout=TIMEOUT_S) == f"{x}|!"
+
+
+class Broken(dict[str, Any]):
+    """A mapping that a serializer of the application's own may deliver."""
+
+    def items(self) -> Any:
+        raise RecursionError
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {1: True, "x": 1},
+        {None: 1, (1, 2): 2, "refresh": True},
+        {"ttl": -(10**5000)},
+        {"ttl": 10**5000},
+        {"max_age": -(10**400)},
+        {"max_age": "9" * 1_000_000},
+        {"ttl": "1h" * 500_000},
+        {"x" * 1_000_000: 1},
+        Broken(refresh=True),
+        *HOSTILE,
+    ],
+    ids=range(9 + len(HOSTILE)),
+)
+def test_any_directives_of_a_message_can_be_read_and_the_warning_names_the_task(
+    given: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _from_headers({HEADER: given}, "shop.summarize") == NO_DIRECTIVES
+    assert [record.getMessage() for record in caplog.records] == [
+        "aicache: a message for task 'shop.summarize' has cache directives that make no sense; they are ignored"
+    ]
 
 
 @pytest.mark.parametrize("value", [["hit"], {"status": "hit"}, "hit", None, 1])
