@@ -17,23 +17,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from aicache_tasks.call import Call, Rules
-from aicache_tasks.codec import Codec, Opened
+from aicache_tasks.codec import Opened
 from aicache_tasks.durations import Duration
 from aicache_tasks.errors import CorruptPayload, StoreError
 from aicache_tasks.identity import Identities
-from aicache_tasks.invalidation import ADMIN_BUDGET_S, Invalidator
-from aicache_tasks.keys import CacheKeyGenerator
-from aicache_tasks.local import LocalCache
+from aicache_tasks.invalidation import Invalidator
 from aicache_tasks.lookup import Hit, Lookup
 from aicache_tasks.monitor import CachePerformanceMonitor
-from aicache_tasks.parts import InternalErrors, Parts, wall_ms
+from aicache_tasks.overview import overview
+from aicache_tasks.parts import make_parts, wall_ms
 from aicache_tasks.policy import CachePolicy, PolicyRegistry, directives_from
 from aicache_tasks.publish import Publisher
 from aicache_tasks.records import MISS, CacheEntry, EntryMeta, Miss, Sample
 from aicache_tasks.settings import Settings
-from aicache_tasks.stores import open_store
-from aicache_tasks.stores.base import Budget, Store
-from aicache_tasks.stores.guard import Breaker, Guard
+from aicache_tasks.stores.base import Store
 
 
 class AIResponseCache:
@@ -94,7 +91,7 @@ class AIResponseCache:
         }
         self.settings = (settings or Settings()).updated({k: v for k, v in given.items() if v is not None})
         self.policies = policies or PolicyRegistry()
-        self.parts = _parts(self.settings, store, performance_monitor, now_ms, mono_s)
+        self.parts = make_parts(self.settings, store, performance_monitor, now_ms, mono_s)
         self.monitor, self.keys = self.parts.monitor, self.parts.keys
         self._lookup, self._publisher = Lookup(self.parts), Publisher(self.parts)
         self._identities = Identities(self.settings, self.policies, self.keys)
@@ -335,39 +332,7 @@ class AIResponseCache:
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Return what the server, L1 and the monitor say; takes one memory measurement."""
-        redis = self._server_stats()
-        local = self.parts.local
-        if redis["status"] == "connected":
-            self.monitor.record_memory_usage(
-                redis_bytes=redis["memory_used_bytes"],
-                redis_entries=redis["keys"],
-                memory_cache_bytes=local.bytes if local else 0,
-                memory_cache_entries=len(local) if local else 0,
-                memory_cache_entry_limit=self.settings.l1_entries,
-            )
-        limit = self.settings.l1_entries
-        entries = len(local) if local else 0
-        memory = {
-            "memory_cache_entries": entries,
-            "memory_cache_size_limit": limit,
-            "memory_cache_utilization": f"{entries}/{limit}",
-        }
-        return {"redis": redis, "memory": memory, "performance": self.monitor.get_performance_stats()}
-
-    def _server_stats(self) -> dict[str, Any]:
-        try:
-            info = self.parts.store.info(Budget(ADMIN_BUDGET_S))
-        except StoreError as error:
-            if error.reason == "redis_error":
-                return {"status": "error", "error": error.detail}
-            return {"status": "unavailable", "keys": 0}
-        return {
-            "status": "connected",
-            "keys": info.keys,
-            "memory_used": f"{info.memory_used_bytes / 2**20:.2f}M",
-            "memory_used_bytes": info.memory_used_bytes,
-            "connected_clients": info.connected_clients,
-        }
+        return overview(self.parts)
 
     def get_cache_hit_ratio(self) -> float:
         """Return hits per 100 look-ups that hit or missed, 0.0 before the first."""
@@ -437,52 +402,3 @@ def _watch_forks() -> None:
 def _after_fork() -> None:
     for cache in list(_CACHES):
         cache.after_fork()
-
-
-def _parts(
-    settings: Settings,
-    store: Store | None,
-    monitor: CachePerformanceMonitor | None,
-    now_ms: Callable[[], int],
-    mono_s: Callable[[], float],
-) -> Parts:
-    monitor = monitor if monitor is not None else _monitor(settings, now_ms)
-    local = LocalCache(settings.l1_entries, settings.l1_bytes, clock=mono_s, now_ms=now_ms)
-    store = store if store is not None else open_store(settings.require_url(), connect_s=settings.connect_ms / 1000)
-    return Parts(
-        settings=settings,
-        keys=CacheKeyGenerator(
-            settings.text_hash_threshold,
-            settings.hash,
-            monitor,
-            namespace=settings.namespace,
-            secret=settings.secret,
-            text_size_tiers=settings.text_tiers,
-        ),
-        codec=Codec(
-            compression=settings.compression,
-            level=settings.compression_level,
-            threshold_bytes=settings.compression_threshold_bytes,
-            max_entry_bytes=settings.max_entry_bytes,
-        ),
-        store=Guard(
-            store,
-            reads=Breaker("reads", settings.breaker_min_s, settings.breaker_max_s),
-            writes=Breaker("writes", settings.breaker_min_s, settings.breaker_max_s),
-        ),
-        local=local if settings.l1_entries else None,
-        monitor=monitor,
-        errors=InternalErrors(strict=settings.strict),
-        now_ms=now_ms,
-        mono_s=mono_s,
-    )
-
-
-def _monitor(settings: Settings, now_ms: Callable[[], int]) -> CachePerformanceMonitor:
-    return CachePerformanceMonitor(
-        settings.retention_s / 3600,
-        settings.max_measurements,
-        settings.memory_warning_bytes,
-        settings.memory_critical_bytes,
-        clock=lambda: now_ms() / 1000,
-    )

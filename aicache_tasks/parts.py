@@ -20,8 +20,9 @@ from aicache_tasks.local import LocalCache
 from aicache_tasks.monitor import CachePerformanceMonitor
 from aicache_tasks.settings import Settings
 from aicache_tasks.signals import raised_by_handler
-from aicache_tasks.stores.base import Budget
-from aicache_tasks.stores.guard import Guard
+from aicache_tasks.stores import open_store
+from aicache_tasks.stores.base import Budget, Store
+from aicache_tasks.stores.guard import Breaker, Guard
 
 log = logging.getLogger("aicache_tasks")
 _MAX_KINDS = 1000
@@ -117,3 +118,64 @@ class Parts(NamedTuple):
     def budget(self) -> Budget:
         """Return a new budget for one call."""
         return Budget(self.settings.budget_ms / 1000)
+
+
+def make_parts(
+    settings: Settings,
+    store: Store | None,
+    monitor: CachePerformanceMonitor | None,
+    now_ms: Callable[[], int],
+    mono_s: Callable[[], float],
+) -> Parts:
+    """Return the parts of a cache.
+
+    Args:
+        settings: checked.
+        store: None takes the server that *settings* names.
+        monitor: takes the timings; one is made if None.
+        now_ms: wall clock, ms since the epoch.
+        mono_s: monotonic clock, seconds.
+
+    Raises:
+        SettingsError: there is no server.
+    """
+    monitor = monitor if monitor is not None else _monitor(settings, now_ms)
+    local = LocalCache(settings.l1_entries, settings.l1_bytes, clock=mono_s, now_ms=now_ms)
+    store = store if store is not None else open_store(settings.require_url(), connect_s=settings.connect_ms / 1000)
+    return Parts(
+        settings=settings,
+        keys=CacheKeyGenerator(
+            settings.text_hash_threshold,
+            settings.hash,
+            monitor,
+            namespace=settings.namespace,
+            secret=settings.secret,
+            text_size_tiers=settings.text_tiers,
+        ),
+        codec=Codec(
+            compression=settings.compression,
+            level=settings.compression_level,
+            threshold_bytes=settings.compression_threshold_bytes,
+            max_entry_bytes=settings.max_entry_bytes,
+        ),
+        store=Guard(
+            store,
+            reads=Breaker("reads", settings.breaker_min_s, settings.breaker_max_s),
+            writes=Breaker("writes", settings.breaker_min_s, settings.breaker_max_s),
+        ),
+        local=local if settings.l1_entries else None,
+        monitor=monitor,
+        errors=InternalErrors(strict=settings.strict),
+        now_ms=now_ms,
+        mono_s=mono_s,
+    )
+
+
+def _monitor(settings: Settings, now_ms: Callable[[], int]) -> CachePerformanceMonitor:
+    return CachePerformanceMonitor(
+        settings.retention_s / 3600,
+        settings.max_measurements,
+        settings.memory_warning_bytes,
+        settings.memory_critical_bytes,
+        clock=lambda: now_ms() / 1000,
+    )
