@@ -11,7 +11,7 @@ known is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from msgspec.msgpack import Encoder
@@ -36,9 +36,16 @@ from aicache_tasks.keytypes import (
 MAX_DEPTH: Final = 200
 """Levels of nesting that a key may have."""
 
+MAX_WEIGHT: Final = 64 * 2**20
+"""What a key may weigh: its text and bytes, and `VALUE_WEIGHT` for each value; so 2^18 values or 64 MiB at most."""
+
+VALUE_WEIGHT: Final = 256
+"""A list that holds one other twice, which does the same, and so on, has 2^n values in n objects: bytes alone are
+no limit."""
+
 _MAX_SHOWN_PATH = 200
-_SCALARS = frozenset({type(None), bool, int, str, bytes})
-_STR_ONLY = frozenset({str})
+_TOO_LARGE = "too large"
+_FIXED = frozenset({type(None), bool, int})
 
 _message_pack = Encoder(order="deterministic").encode
 
@@ -54,7 +61,8 @@ def encode_canonical(value: Any, path: str = "value") -> bytes:
         path: what an error calls the value.
 
     Raises:
-        KeyEncodingError: a part of the value has no encoding; names the part's path and type, never its value.
+        KeyEncodingError: a part of the value has no encoding, or weighs too much; names its path and type, never the
+            value.
 
     >>> encode_canonical([1, "1"]) == encode_canonical((1, "1"))
     True
@@ -65,7 +73,7 @@ def encode_canonical(value: Any, path: str = "value") -> bytes:
         ...
     aicache_tasks.errors.KeyEncodingError: options.image cannot be part of a cache key: builtins.object
     """
-    plain = _encode_plain(value, (value,), path)
+    plain = _encode_plain(value, (path,), (value,))
     if plain is not None:
         return b"P" + plain
     return b"T" + _Tagged(path).run(lambda tagged: tagged.encode(value))
@@ -77,7 +85,7 @@ def encode_parts(parts: Sequence[Any], names: Sequence[str]) -> tuple[bytes, byt
     Raises:
         KeyEncodingError: as `encode_canonical`.
     """
-    plain = _encode_plain(parts, parts, "arguments")
+    plain = _encode_plain(parts, names, parts)
     if plain is not None:
         return b"P", plain
     return b"T", _Tagged("").run(lambda tagged: tagged.encode_named(names, parts))
@@ -87,14 +95,20 @@ def is_plain(value: Any) -> bool:
     """Return whether all types in *value* are those of the plain encoding, dict keys included.
 
     These are exactly None, bool, int, float (but NaN), str, bytes, list, tuple and dict with str keys; a namedtuple,
-    an OrderedDict and a defaultdict count as tuple and dict.
+    an OrderedDict and a defaultdict count as tuple and dict. What weighs too much for a key is not looked at further.
 
     >>> is_plain({"messages": [{"role": "user"}], "n": 1})
     True
     >>> is_plain({1: "a"})
     False
     """
-    return _all_plain((value,), 0)
+    try:
+        _weigh((value,), 0, MAX_WEIGHT)
+    except _NotPlain:
+        return False
+    except Refused:
+        return True
+    return True
 
 
 def register_encoder(kind: type, encode: Callable[[Any], Any], *, name: str | None = None) -> None:
@@ -118,48 +132,88 @@ def register_encoder(kind: type, encode: Callable[[Any], Any], *, name: str | No
     registered[kind] = (type_name(kind) if name is None else name, encode)
 
 
-def _encode_plain(value: Any, parts: Iterable[Any], path: str) -> bytes | None:
+class _NotPlain(Exception):  # noqa: N818 - a verdict, never seen outside
+    """A value is tagged."""
+
+
+def _encode_plain(value: Any, names: Sequence[str], parts: Sequence[Any]) -> bytes | None:
     """Return the plain encoding, None for a tagged value. Which it is never depends on how deep the stack is."""
     try:
-        return _message_pack(value) if _all_plain(parts, 0) else None
-    except (UnicodeEncodeError, OverflowError):
+        if _weigh(parts, 0, MAX_WEIGHT) >= 0:
+            return _message_pack(value)
+        kind = _TOO_LARGE
+    except (_NotPlain, UnicodeEncodeError, OverflowError):
         return None  # lone surrogates, or an int of more than 64 bits: the tagged form has both
+    except Refused as refusal:
+        kind = str(refusal)
     except RuntimeError as fault:
         kind = _runtime_fault(fault)
-    raise KeyEncodingError(path, kind)
+    whole = names[0] if len(names) == 1 else "arguments"
+    raise KeyEncodingError(_too_large_part(names, parts) if kind == _TOO_LARGE else whole, kind)
+
+
+def _too_large_part(names: Sequence[str], parts: Sequence[Any]) -> str:
+    """Return the name of the part with which the weight passes the limit."""
+    left = MAX_WEIGHT
+    for name, part in zip(names, parts, strict=True):
+        try:
+            left = _weigh((part,), 0, left)
+        except Refused:
+            return name
+        if left < 0:
+            return name
+    return names[-1]
 
 
 def _runtime_fault(fault: RuntimeError) -> str:
     return "too deep" if isinstance(fault, RecursionError) else "changed while it was read"
 
 
-def _is_plain_container(value: Any, kind: type, depth: int) -> bool:
-    if kind in DICTS:
-        return _STR_ONLY.issuperset(map(type, value)) and _all_plain(value.values(), depth)
-    return (kind in LISTS or is_namedtuple(kind)) and _all_plain(value, depth)
+def _weigh(values: Collection[Any], depth: int, left: int) -> int:
+    """Return what is left of the weight *left* after *values*; below 0 is too much.
 
-
-def _all_plain(values: Iterable[Any], depth: int) -> bool:
-    if depth > MAX_DEPTH:
-        return False
+    Raises:
+        Refused: they weigh too much.
+        _NotPlain: one of them is not plain, or lies too deep.
+    """
+    left -= len(values) * VALUE_WEIGHT
+    if left < 0 or depth > MAX_DEPTH:
+        raise Refused(_TOO_LARGE) if left < 0 else _NotPlain
     for value in values:
         kind = type(value)
-        if kind in _SCALARS or (kind is float and value == value):  # NaN is not: its one form is tagged
+        if kind is str:
+            left -= len(value)
+        elif (kind is float and value == value) or kind in _FIXED:  # NaN is not plain: its one form is tagged
             continue
-        if not _is_plain_container(value, kind, depth + 1):
-            return False
-    return True
+        elif kind in DICTS:
+            for key in value:
+                if type(key) is not str:
+                    raise _NotPlain
+                left -= len(key)
+            left = _weigh(value.values(), depth + 1, left)
+        else:
+            left = _weigh_other(value, kind, depth + 1, left)
+    return left
+
+
+def _weigh_other(value: Any, kind: type, depth: int, left: int) -> int:
+    if kind is bytes:
+        return left - len(value)
+    if kind in LISTS or is_namedtuple(kind):
+        return _weigh(value, depth, left)
+    raise _NotPlain
 
 
 class _Tagged:
     """One pass over one value. Recursion is two Python frames a level, so that `MAX_DEPTH` fits any worker's stack."""
 
-    __slots__ = ("_active", "_root", "_trail")
+    __slots__ = ("_active", "_left", "_root", "_trail")
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._trail: list[Step] = []
         self._active: set[int] = set()
+        self._left = MAX_WEIGHT
 
     def run(self, encode: Callable[[_Tagged], bytes]) -> bytes:
         """Return what *encode* returns.
@@ -188,12 +242,15 @@ class _Tagged:
         kind = type(value)
         leaf = LEAVES.get(kind)
         if leaf is not None:
-            return node(leaf[0], leaf[1](value))
+            payload = leaf[1](value)
+            self._add(len(payload))
+            return node(leaf[0], payload)
         if id(value) in self._active:
             raise Refused("cycle")
         if len(self._trail) >= MAX_DEPTH:
             raise Refused("too deep")
         opened = open_value(value, kind)
+        self._add(len(opened.head))
         self._active.add(id(value))
         encoded = self._children(opened)
         self._active.discard(id(value))
@@ -210,6 +267,11 @@ class _Tagged:
         if opened.unordered:
             nodes.sort()
         return node(opened.tag, opened.head + b"".join(nodes))
+
+    def _add(self, payload_bytes: int) -> None:
+        self._left -= payload_bytes + VALUE_WEIGHT
+        if self._left < 0:
+            raise Refused(_TOO_LARGE)
 
     def _path(self) -> str:
         path = (self._root + "".join(map(show_step, self._trail))).removeprefix(".")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime as dt
+import functools
 import sys
+import time
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,7 +17,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from aicache_tasks.canonical import MAX_DEPTH, encode_canonical, register_encoder
+from aicache_tasks.canonical import MAX_DEPTH, MAX_WEIGHT, VALUE_WEIGHT, encode_canonical, is_plain, register_encoder
 from aicache_tasks.errors import KeyEncodingError, SettingsError
 from aicache_tasks.keys import CacheKeyGenerator
 from aicache_tasks.keytypes import registered
@@ -178,6 +181,71 @@ def test_nesting_up_to_the_limit_is_keyed(core: Any) -> None:
     assert encode_canonical(nested(levels, core)) != encode_canonical(nested(levels - 1, core))
     with pytest.raises(KeyEncodingError):
         encode_canonical(nested(levels + 1, core))
+
+
+def doubled(levels: int, core: Any = None) -> Any:
+    value = core
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+MIB = "x" * 2**20
+HUGE = {
+    "twice itself": lambda: {"a": doubled(40)},
+    "twice itself, tagged": lambda: {"a": doubled(40, {1})},
+    "twice itself in dicts": lambda: {"a": functools.reduce(lambda value, _: {"l": value, "r": value}, range(40), 0)},
+    "many values": lambda: {"a": [None] * 2**18},
+    "many values, tagged": lambda: {"a": [{1}, [None] * 2**18]},
+    "one text often": lambda: {"a": [MIB] * 800},
+    "one text often, tagged": lambda: {"a": [{1}, *[MIB] * 800]},
+    "one int often": lambda: {"a": [1 << 2**23] * 800},
+    "bytes": lambda: {"a": [MIB.encode()] * 65},
+    "long keys": lambda: {"a": [{MIB: 1}] * 65},
+    "long keys, tagged": lambda: {"a": [{MIB: 1, 2: 3}] * 65},
+    "arrays": lambda: {"a": [np.zeros(2**20)] * 9},
+    "last of all": lambda: {"a": MIB * 63, "b": MIB},
+}
+
+
+@pytest.mark.parametrize("make", HUGE.values(), ids=HUGE)
+def test_what_weighs_too_much_is_refused_in_time(make: Any) -> None:
+    options = make()
+    began_s = time.process_time()
+    with pytest.raises(KeyEncodingError, match=r"^options.*: too large$"):
+        key_of("t", "qa", options)
+    assert time.process_time() - began_s < 5.0
+
+
+@pytest.mark.parametrize("case", ["one text often", "one text often, tagged", "one int often", "bytes", "long keys"])
+def test_what_weighs_too_much_takes_no_more_memory_than_the_limit(case: str) -> None:
+    options = HUGE[case]()
+    tracemalloc.start()
+    with pytest.raises(KeyEncodingError, match="too large"):
+        key_of("t", "qa", options)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 80 * 2**20
+
+
+@pytest.mark.parametrize("part", ["text", "vary", "question"])
+def test_the_part_that_passes_the_limit_is_named(part: str) -> None:
+    with pytest.raises(KeyEncodingError, match=f"^{part} cannot be part of a cache key: too large$"):
+        key_of(**{"text": "t", "operation": "qa", part: MIB * 64})
+
+
+@pytest.mark.parametrize("core", [None, {1}], ids=["plain", "tagged"])
+def test_what_is_large_but_within_the_limit_is_keyed(core: Any) -> None:
+    many = [core, *[None] * (MAX_WEIGHT // VALUE_WEIGHT - 10)]
+    assert len(encode_canonical(many)) > len(many)
+    with pytest.raises(KeyEncodingError, match="too large"):
+        encode_canonical([*many, *[None] * 10])
+    assert len(encode_canonical([core, MIB * 63])) > 63 * 2**20
+
+
+def test_what_is_too_large_for_a_key_is_not_walked_to_see_whether_it_is_plain() -> None:
+    assert is_plain(doubled(60)) is True
+    assert is_plain([{1}, doubled(60)]) is False
 
 
 @pytest.mark.parametrize("first", ["x", {1}], ids=["plain", "tagged"])
