@@ -136,7 +136,7 @@ class Bench:
         return self.guard.read(["k"], Budget(0.05))
 
     def write(self) -> None:
-        self.guard.replace([("k", b"v", 0)], Budget(0.05))
+        self.guard.ensure(["t"], [b"12345678"], [0], Budget(0.05))
 
     def states(self) -> tuple[str, str]:
         return self.reads.state, self.writes.state
@@ -146,6 +146,21 @@ class Bench:
         with pytest.raises(type(error)):
             call()
         self.store.fail = None
+
+
+OPERATOR_CALLS: dict[str, Callable[[Guard], Any]] = {
+    "bury": lambda guard: guard.bury("k", b"\xa1\xca\x01\x0287654321", 1_000, [], Budget(1)),
+    "replace": lambda guard: guard.replace([("k", b"v", 0)], Budget(1)),
+    "scan": lambda guard: guard.scan("k", 0, 10, Budget(1)),
+    "unlink": lambda guard: guard.unlink(["k"], Budget(1)),
+    "info": lambda guard: guard.info(Budget(1)),
+}
+TASK_CALLS: dict[str, Callable[[Guard], Any]] = {
+    "read": lambda guard: guard.read(["k"], Budget(1)),
+    "ensure": lambda guard: guard.ensure(["t"], [b"12345678"], [0], Budget(1)),
+    "publish": lambda guard: guard.publish("k", b"frame", 1_000, NO_FENCE, [], Budget(1)),
+    "discard": lambda guard: guard.discard("k", b"frame", Budget(1)),
+}
 
 
 @pytest.fixture
@@ -217,6 +232,33 @@ class TestGuard:
         bench.fail(bench.read, AWAY)
         bench.clock.now_s += 1.01
         bench.fail(bench.read, WRONG_TYPE)
+        assert bench.states() == ("closed", "half-open")
+
+    @pytest.mark.parametrize("call", OPERATOR_CALLS)
+    def test_a_call_of_an_operator_is_tried_while_both_breakers_are_open(self, bench: Bench, call: str) -> None:
+        bench.fail(bench.read, AWAY)
+        OPERATOR_CALLS[call](bench.guard)
+        own = bench.reads if call in ("scan", "info") else bench.writes
+        assert own.state == "closed"
+
+    @pytest.mark.parametrize("call", OPERATOR_CALLS)
+    def test_a_call_of_an_operator_that_fails_says_why_and_hurries_no_probe(self, bench: Bench, call: str) -> None:
+        for _ in range(3):
+            bench.fail(lambda: OPERATOR_CALLS[call](bench.guard), AWAY)
+            assert bench.states() == ("open", "open")
+        bench.clock.now_s += 1.01
+        assert bench.states() == ("half-open", "half-open")
+
+    @pytest.mark.parametrize("call", TASK_CALLS)
+    def test_a_call_of_a_task_is_not_tried_while_the_breakers_are_open(self, bench: Bench, call: str) -> None:
+        bench.fail(bench.read, AWAY)
+        with pytest.raises(BreakerOpen):
+            TASK_CALLS[call](bench.guard)
+        assert bench.states() == ("open", "open")
+
+    def test_an_operator_s_reply_lets_the_next_write_of_a_task_probe(self, bench: Bench) -> None:
+        bench.fail(bench.read, AWAY)
+        bench.guard.info(Budget(1))
         assert bench.states() == ("closed", "half-open")
 
     def test_an_interrupted_call_teaches_nothing_and_passes_untouched(self, bench: Bench) -> None:

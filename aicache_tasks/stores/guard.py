@@ -1,7 +1,7 @@
 """
-The guard in front of a store: it is asked only while it answers.
+The guard in front of a store: tasks ask it only while it answers.
 
-In: any `Store`.   Out: the same ten calls; `BreakerOpen` at once while the store is known to be away.
+In: any `Store`.   Out: the same ten calls; for tasks `BreakerOpen` at once while the store is known to be away.
 """
 
 from __future__ import annotations
@@ -147,9 +147,11 @@ class Guard:
         writes: breaker of all other calls.
         hold: holds soft time limits during a call.
 
-    Every call raises `BreakerOpen` while its breaker is open, `BudgetSpent` when the budget has nothing left, and what
-    the store raises. A fault of scope ``all`` opens both breakers, one of scope ``writes`` only that of writes. An
-    exception that is not a `StoreError` passes untouched and opens none.
+    The calls of a task (`read`, `ensure`, `publish`, `discard`) raise `BreakerOpen` while their breaker is open. Those
+    of an operator (`bury`, `replace`, `scan`, `unlink`, `info`) are tried all the same: an invalidation must not be
+    refused for what a task met a while ago. All raise `BudgetSpent` when the budget has nothing left, and what the
+    store raises. All teach the breakers: a success closes the call's own, a fault of scope ``all`` opens both, one of
+    scope ``writes`` only that of writes. An exception that is not a `StoreError` passes untouched and opens none.
     """
 
     def __init__(self, store: Store, *, reads: Breaker, writes: Breaker, hold: SoftLimitHold = SOFT_LIMITS) -> None:
@@ -174,7 +176,7 @@ class Guard:
 
     def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
         """See `Store.bury`."""
-        return self._call(self.writes, self.store.bury, budget, key, tombstone, ttl_ms, token_keys)
+        return self._try(self.writes, self.store.bury, budget, key, tombstone, ttl_ms, token_keys)
 
     def discard(self, key: str, value: bytes, budget: Budget) -> bool:
         """See `Store.discard`."""
@@ -182,29 +184,32 @@ class Guard:
 
     def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
         """See `Store.replace`."""
-        self._call(self.writes, self.store.replace, budget, values)
+        self._try(self.writes, self.store.replace, budget, values)
 
     def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
         """See `Store.scan`."""
-        return self._call(self.reads, self.store.scan, budget, prefix, cursor, count)
+        return self._try(self.reads, self.store.scan, budget, prefix, cursor, count)
 
     def unlink(self, keys: Sequence[str], budget: Budget) -> int:
         """See `Store.unlink`."""
-        return self._call(self.writes, self.store.unlink, budget, keys)
+        return self._try(self.writes, self.store.unlink, budget, keys)
 
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
-        return self._call(self.reads, self.store.info, budget)
+        return self._try(self.reads, self.store.info, budget)
 
     def close(self) -> None:
         """See `Store.close`."""
         self.store.close()
 
     def _call(self, breaker: Breaker, ask: Callable[..., T], budget: Budget, *given: Any) -> T:
+        if budget.left_s and not breaker.allows():
+            raise BreakerOpen(f"{breaker.name} breaker open")
+        return self._try(breaker, ask, budget, *given)
+
+    def _try(self, breaker: Breaker, ask: Callable[..., T], budget: Budget, *given: Any) -> T:
         if not budget.left_s:
             raise BudgetSpent
-        if not breaker.allows():
-            raise BreakerOpen(f"{breaker.name} breaker open")
         budget.begin()
         self._hold.begin(budget.deadline + HOLD_MARGIN_S)
         try:
