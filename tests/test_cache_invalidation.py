@@ -303,6 +303,14 @@ class TestPurge:
         assert client.get("somebody-else") == b"stays"
         assert cache.purge() == 0
 
+    def test_it_erases_thousands_of_entries_in_memory_too(self) -> None:
+        cache = live_cache("memory://")
+        for number in range(3_000):
+            cache.cache_response(f"text {number}", "qa", {}, {"answer": number})
+        assert cache.purge(dry_run=True) == 3_000
+        assert cache.purge() == 3_000
+        assert cache.purge() == 0
+
     def test_it_can_take_one_operation(self, cache: AIResponseCache) -> None:
         put(cache, "qa", "one")
         put(cache, "q", "two")

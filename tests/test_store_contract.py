@@ -247,6 +247,16 @@ class TestReplaceScanUnlink:
         assert scan_all(store, spend, "{my*ns[1]?:") == mine
         assert scan_all(store, spend, "{nobody:") == set()
 
+    def test_scan_finds_every_key_also_while_those_found_are_unlinked(self, store: Store, spend: Spend) -> None:
+        mine = {f"{{ns:{n % 64:02x}}}:v1:op:{n}" for n in range(3_000)}
+        for bucket in range(64):
+            store.replace([(key, b"v", 0) for key in mine if key.startswith(f"{{ns:{bucket:02x}}}")], spend())
+        cursor, went = -1, 0
+        while cursor != 0:
+            cursor, found = store.scan("{ns:", max(cursor, 0), 1_000, spend())
+            went += store.unlink(found, spend())
+        assert went == 3_000
+
     def test_unlink_counts_what_was_there(self, store: Store, spend: Spend) -> None:
         store.replace([("a", b"1", 0), ("b", b"2", 0)], spend())
         assert store.unlink(["a", "absent", "b"], spend()) == 2

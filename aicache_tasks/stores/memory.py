@@ -79,14 +79,9 @@ class MemoryStore:
                 self._set(key, value, ttl_ms)
 
     def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
-        """See `Store.scan`. The cursor is a place in the order of insertion."""
+        """See `Store.scan`. All keys at once: a place among keys would move when some of them go."""
         with self._at_work():
-            keys = list(self._held)
-            found = [
-                key for key in keys[cursor : cursor + count] if key.startswith(prefix) and self._get(key) is not None
-            ]
-            following = cursor + count
-            return (following if following < len(keys) else 0), found
+            return 0, [key for key in list(self._held) if key.startswith(prefix) and self._get(key) is not None]
 
     def unlink(self, keys: Sequence[str], budget: Budget) -> int:
         """See `Store.unlink`."""
