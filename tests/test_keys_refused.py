@@ -214,7 +214,7 @@ def test_what_weighs_too_much_is_refused_in_time(make: Any) -> None:
     began_s = time.process_time()
     with pytest.raises(KeyEncodingError, match=r"^options.*: too large$"):
         key_of("t", "qa", options)
-    assert time.process_time() - began_s < 5.0
+    assert time.process_time() - began_s < 20.0  # 0.4 s is usual; without a limit most of these take hours
 
 
 @pytest.mark.parametrize("case", ["one text often", "one text often, tagged", "one int often", "bytes", "long keys"])
