@@ -116,6 +116,11 @@ class Breaker:
         """Let the next caller probe: a probe was interrupted, or the store answers again for another reason."""
         self._until_s = self._clock()
 
+    def offer_probe(self) -> None:
+        """Let a call that is made in any case be the probe, if one is due."""
+        if self.is_open:
+            self._claim_probe()
+
     def was_probed_here(self) -> bool:
         """Return whether this thread holds the probe."""
         return self.is_open and self._prober == _me()
@@ -176,7 +181,7 @@ class Guard:
 
     def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
         """See `Store.bury`."""
-        return self._try(self.writes, self.store.bury, budget, key, tombstone, ttl_ms, token_keys)
+        return self._insist(self.writes, self.store.bury, budget, key, tombstone, ttl_ms, token_keys)
 
     def discard(self, key: str, value: bytes, budget: Budget) -> bool:
         """See `Store.discard`."""
@@ -184,19 +189,19 @@ class Guard:
 
     def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
         """See `Store.replace`."""
-        self._try(self.writes, self.store.replace, budget, values)
+        self._insist(self.writes, self.store.replace, budget, values)
 
     def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
         """See `Store.scan`."""
-        return self._try(self.reads, self.store.scan, budget, prefix, cursor, count)
+        return self._insist(self.reads, self.store.scan, budget, prefix, cursor, count)
 
     def unlink(self, keys: Sequence[str], budget: Budget) -> int:
         """See `Store.unlink`."""
-        return self._try(self.writes, self.store.unlink, budget, keys)
+        return self._insist(self.writes, self.store.unlink, budget, keys)
 
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
-        return self._try(self.reads, self.store.info, budget)
+        return self._insist(self.reads, self.store.info, budget)
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -205,6 +210,11 @@ class Guard:
     def _call(self, breaker: Breaker, ask: Callable[..., T], budget: Budget, *given: Any) -> T:
         if budget.left_s and not breaker.allows():
             raise BreakerOpen(f"{breaker.name} breaker open")
+        return self._try(breaker, ask, budget, *given)
+
+    def _insist(self, breaker: Breaker, ask: Callable[..., T], budget: Budget, *given: Any) -> T:
+        """Ask whatever the breaker says: an operator waits for this. It is the probe, if one is due."""
+        breaker.offer_probe()
         return self._try(breaker, ask, budget, *given)
 
     def _try(self, breaker: Breaker, ask: Callable[..., T], budget: Budget, *given: Any) -> T:

@@ -378,6 +378,8 @@ def _prefix(error: BaseException) -> str:
     """Return the server's error prefix, such as ``OOM``; "" if there is none that is known."""
     if not isinstance(error, driver.RedisError):
         return ""
+    if type(error) is driver.AuthenticationError:  # redis-py 6 takes the prefix away
+        return "WRONGPASS" if "invalid" in str(error).lower() else "NOAUTH"
     said = getattr(error, "status_code", None) or _PREFIX_OF_CLASS.get(type(error).__name__)
     found = _PREFIX.search(said if said and said != "ERR" else str(error))
     return found[1] if found else said or ""
