@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def timed_calls(cache: AIResponseCache, count: int) -> float:
     """Return how long *count* calls take together but for the three longest: a shared machine stalls now and then."""
-    return sum(sorted(timed(lambda: call(cache, number)) for number in range(count))[:-3])
+    return sum(sorted(timed(functools.partial(call, cache, number)) for number in range(count))[:-3])
 
 
 @pytest.mark.parametrize(
