@@ -76,7 +76,7 @@ class Call:
         """Return the timing of one step of this call."""
         key, raw, stored = self.key, self.raw_bytes, self.stored_bytes
         what = key.text_length, key.text_tier, raw, stored
-        return Sample(at_s, key.operation, step, status, reason, duration_ns, *what, extra)
+        return Sample(at_s, key.operation, step, status, reason, duration_ns, *what, extra=extra)
 
     def meta(self) -> EntryMeta:
         """Return what the frame will say about its body."""

@@ -149,7 +149,7 @@ class CacheKeyGenerator:
             extra = self._extra(length, question is not None, options)
             took_ns = perf_counter_ns() - started
             self._sink.record(
-                Sample(time.time(), operation, "key", "success", "", took_ns, length, key.text_tier, 0, 0, extra)
+                Sample(time.time(), operation, "key", "success", "", took_ns, length, key.text_tier, extra=extra)
             )
         return key
 

@@ -39,6 +39,9 @@ class Sample(NamedTuple):
 
     ``at`` is UTC seconds since the epoch, ``duration_ns`` comes from a monotonic clock.
     ``status`` of a ``get`` is one of `CallStatus`; of a ``set`` one of `SetStatus`.
+    A ``get`` also bears what its key and the decoding took (``key_ns``, ``decode_ns``; 0: not timed here), so that a hit
+    is one sample of three steps; a hit the entry's age. ``meta`` of a hit and of a ``compute`` is an `EntryMeta` as
+    frames have it. All but ``extra``, which stays in the process, is shipped.
     """
 
     at: float
@@ -51,6 +54,10 @@ class Sample(NamedTuple):
     text_tier: str = ""
     raw_bytes: int = 0
     stored_bytes: int = 0
+    key_ns: int = 0
+    decode_ns: int = 0
+    age_ms: int = 0
+    meta: bytes = b""
     extra: Mapping[str, Any] = NO_EXTRA
 
 

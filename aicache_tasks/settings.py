@@ -84,6 +84,16 @@ def _duration(name: str, given: Any) -> float:
     return seconds
 
 
+def _seconds_or_zero(name: str, given: Any) -> float:
+    return parse_duration(given, name=name)
+
+
+def _name(name: str, given: Any) -> str:
+    if not isinstance(given, str) or len(given) > 255 or not given.isprintable():
+        raise SettingsError(f"{name}: {shorten(given)} is not a name of up to 255 printable characters")
+    return given
+
+
 def _choice(*allowed: str) -> Callable[[str, Any], str]:
     def check(name: str, given: Any) -> str:
         if given not in allowed:
@@ -234,6 +244,37 @@ class Settings:
     max_measurements: int = _setting(1000, _int(1, 10_000_000), "The newest timings kept in each array.")
     memory_warning_bytes: int = _setting(50 * 2**20, _int(1, 2**50), "Cache size from which a warning is given.")
     memory_critical_bytes: int = _setting(100 * 2**20, _int(1, 2**50), "Cache size from which the warning is critical.")
+
+    samples: str = _setting(
+        "batched",
+        _choice("batched", "durable", "off"),
+        "How timings reach the summary records: in batches; each call's before it returns; not at all.",
+    )
+    ship_every: int = _setting(32, _int(1, 256), "Timings that make a batch due.")
+    ship_after_s: float = _setting(1.0, _duration, "Age of a timing that makes its batch due.")
+    buffer_samples: int = _setting(
+        10_000, _int(256, 10_000_000), "Timings that a process keeps while they cannot be sent; the oldest go first."
+    )
+    inbox_bytes: int = _setting(64 * 2**20, _int(2**20, 2**40), "What may wait in Redis for the roll-up.")
+
+    rollup_period_s: float = _setting(
+        60.0, _seconds_or_zero, "How often beat sends the roll-up; 0 leaves the schedule to you."
+    )
+    rollup_queue: str = _setting("", _name, "Queue of the roll-up; empty is the application's default queue.")
+    rollup_expires_s: float = _setting(
+        0.0, _seconds_or_zero, "When a roll-up that no worker took is dropped; 0 is ten periods, ten minutes at least."
+    )
+    keep_minutes_s: float = _setting(172_800.0, _duration, "How long records of a minute are kept.")
+    keep_hours_s: float = _setting(5_184_000.0, _duration, "How long records of an hour are kept.")
+    keep_days_s: float = _setting(63_072_000.0, _duration, "How long records of a day are kept.")
+
+    alert_window_s: float = _setting(300.0, _duration, "Span that the alerts on slow steps and the hit rate look at.")
+    slow_key_ms: float = _setting(100.0, _float(0.001, 3_600_000.0), "A key that took longer is slow.")
+    slow_operation_ms: float = _setting(50.0, _float(0.001, 3_600_000.0), "A look-up or store that took longer is slow.")
+    invalidations_warning_per_hour: int = _setting(50, _int(1, 2**31), "Invalidations in an hour that give a warning.")
+    invalidations_critical_per_hour: int = _setting(100, _int(1, 2**31), "… and from which it is critical.")
+    hit_rate_floor: float = _setting(0.0, _float(0.0, 1.0), "A hit rate below this gives a warning; 0 is off.")
+    hit_rate_min_lookups: int = _setting(100, _int(1, 2**31), "Fewer look-ups than this say nothing of the hit rate.")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:

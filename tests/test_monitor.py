@@ -166,7 +166,7 @@ class TestHowSamplesShow:
 
     def test_a_get_sample(self, monitor) -> None:
         extra = {"cache_tier": "redis", "populated_memory_cache": True}
-        monitor.record(Sample(NOON, "qa", "get", "hit", "", 1_500_000, 900, "medium", 4000, 2000, extra))
+        monitor.record(Sample(NOON, "qa", "get", "hit", "", 1_500_000, 900, "medium", 4000, 2000, extra=extra))
         data = {
             "operation_type": "qa",
             "status": "hit",
@@ -188,7 +188,7 @@ class TestHowSamplesShow:
 
     def test_a_successful_set_sample(self, monitor) -> None:
         extra = {"compression_used": True, "compression_time": 0.0004, "ttl": 7200.0}
-        monitor.record(Sample(NOON, "summarize", "set", "success", "", 900_000, 5000, "large", 2010, 64, extra))
+        monitor.record(Sample(NOON, "summarize", "set", "success", "", 900_000, 5000, "large", 2010, 64, extra=extra))
         (metric,) = monitor.cache_operation_times
         assert (metric.operation_type, metric.text_length, metric.duration) == ("set", 5000, 0.0009)
         assert metric.additional_data == {

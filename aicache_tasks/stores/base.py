@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from aicache_tasks.errors import StoreError
+
 MAGIC = b"\xa1\xca"
 ENTRY_KIND = 1
 TOMBSTONE_KIND = 2
@@ -67,6 +69,23 @@ class Tombstoned(NamedTuple):
 
     head: bytes | None
     tokens: list[bytes | None]
+
+
+class Shipment(NamedTuple):
+    """Samples on their way to the inbox. Its bytes are the same whenever it is sent again."""
+
+    inbox_key: str
+    state_key: str
+    data: bytes
+    cap_bytes: int
+    """The inbox takes no more when it would hold more than this."""
+
+
+REFUSED = -1
+"""The receipt of a shipment for which the inbox has no room."""
+
+Receipt = int | StoreError
+"""What became of a shipment: how many entries wait in the inbox now, `REFUSED`, or the fault of its own."""
 
 
 class Store(Protocol):

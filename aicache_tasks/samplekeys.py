@@ -1,0 +1,52 @@
+"""
+Where samples and summary records lie in Redis.
+
+In: the namespace, operations, workers.   Out: keys, all in the one hash tag ``{namespace:s}``.   Pure.
+
+One hash tag, because one atomic step takes samples from the inbox and adds them to records. None of these keys has a
+ttl: a server that evicts what is volatile must not take them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aicache_tasks.keys import operation_slug
+
+RESOLUTIONS: Final = {"minute": 60, "hour": 3600, "day": 86_400}
+"""The windows of records, with their lengths in seconds."""
+_LETTERS: Final = {"minute": "m", "hour": "h", "day": "d"}
+_NO_OPERATION: Final = "-"
+
+
+class SampleKeys:
+    """The keys of one namespace.
+
+    Args:
+        namespace: as in `CacheKeyGenerator`.
+
+    >>> SampleKeys("aicache").inbox
+    '{aicache:s}:inbox'
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._tag = f"{{{namespace}:s}}:"
+        self.inbox, self.state = self._tag + "inbox", self._tag + "state"
+        self.seen, self.ends, self.aside = self._tag + "seen", self._tag + "ends", self._tag + "aside"
+        self.totals, self.workers, self.alerts = self._tag + "totals", self._tag + "workers", self._tag + "alerts"
+
+    def records(self, operation: str, resolution: str) -> str:
+        """Return the key of the hash of an operation's records, by window start.
+
+        >>> SampleKeys("aicache").records("summarize", "hour")
+        '{aicache:s}:h:summarize'
+        """
+        return f"{self._tag}{_LETTERS[resolution]}:{_slug(operation)}"
+
+    def worker(self, worker: str) -> str:
+        """Return the key of the hash of a worker's last hour, by minute."""
+        return f"{self._tag}w:{_slug(worker)}"
+
+
+def _slug(name: str) -> str:
+    return operation_slug(name) if name else _NO_OPERATION
