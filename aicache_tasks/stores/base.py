@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from aicache_tasks.errors import StoreError
 
@@ -86,6 +86,21 @@ REFUSED = -1
 
 Receipt = int | StoreError
 """What became of a shipment: how many entries wait in the inbox now, `REFUSED`, or the fault of its own."""
+
+
+@runtime_checkable
+class Carrier(Protocol):
+    """A store that takes samples: on the back of a look-up, or alone. Not every `Store` does."""
+
+    def carry(self, keys: Sequence[str], shipment: Shipment, budget: Budget) -> tuple[list[bytes | None], Receipt]:
+        """Return what `Store.read` would, and what became of the shipment. One round trip.
+
+        Each of the two is judged by itself: a server that takes no samples still answers the look-up. A fault that is
+        raised leaves open whether the shipment arrived; it may be sent again, since batches are told apart by their id.
+        """
+
+    def ship(self, shipment: Shipment, budget: Budget) -> int:
+        """Return how many entries the inbox holds now, or `REFUSED`. What is raised may leave open if it arrived."""
 
 
 class Store(Protocol):

@@ -1,7 +1,7 @@
 """
 The guard in front of a store: tasks ask it only while it answers.
 
-In: any `Store`.   Out: the same ten calls; for tasks `BreakerOpen` at once while the store is known to be away.
+In: any `Store`.   Out: the same calls; for tasks `BreakerOpen` at once while the store is known to be away.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from aicache_tasks.errors import BreakerOpen, StoreError, StoreScope, StoreUnavailable
 from aicache_tasks.signals import SOFT_LIMITS, SoftLimitHold
-from aicache_tasks.stores.base import Budget, Store, StoreInfo, Tombstoned
+from aicache_tasks.stores.base import REFUSED, Budget, Carrier, Receipt, Shipment, Store, StoreInfo, Tombstoned
 
 LOGGER: Final = logging.getLogger("aicache_tasks.store")
 JITTER: Final = 0.2
@@ -144,19 +144,20 @@ def _me() -> tuple[int, int]:
 
 
 class Guard:
-    """The ten calls of a `Store`, with breakers, a running budget, and soft limits held back.
+    """The calls of a `Store` and a `Carrier`, with breakers, a running budget, and soft limits held back.
 
     Args:
         store: what is guarded.
-        reads: breaker of `read`, `scan` and `info`.
+        reads: breaker of `read`, `carry`, `scan` and `info`.
         writes: breaker of all other calls.
         hold: holds soft time limits during a call.
 
-    The calls of a task (`read`, `ensure`, `publish`, `discard`) raise `BreakerOpen` while their breaker is open. Those
-    of an operator (`bury`, `replace`, `scan`, `unlink`, `info`) are tried all the same: an invalidation must not be
-    refused for what a task met a while ago. All raise `BudgetSpent` when the budget has nothing left, and what the
-    store raises. All teach the breakers: a success closes the call's own, a fault of scope ``all`` opens both, one of
-    scope ``writes`` only that of writes. An exception that is not a `StoreError` passes untouched and opens none.
+    The calls of a task (`read`, `ensure`, `publish`, `discard`, `carry`, `ship`) raise `BreakerOpen` while their
+    breaker is open. Those of an operator (`bury`, `replace`, `scan`, `unlink`, `info`, `operate`) are tried all the
+    same: an invalidation must not be refused for what a task met a while ago. All raise `BudgetSpent` when the budget
+    has nothing left, and what the store raises. All teach the breakers: a success closes the call's own, a fault of
+    scope ``all`` opens both, one of scope ``writes`` only that of writes. An exception that is not a `StoreError`
+    passes untouched and opens none.
     """
 
     def __init__(self, store: Store, *, reads: Breaker, writes: Breaker, hold: SoftLimitHold = SOFT_LIMITS) -> None:
@@ -202,6 +203,35 @@ class Guard:
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
         return self._insist(self.reads, self.store.info, budget)
+
+    @property
+    def ships(self) -> bool:
+        """Whether the store takes samples: whether there is `carry` and `ship`."""
+        return isinstance(self.store, Carrier)
+
+    def carry(self, keys: Sequence[str], shipment: Shipment, budget: Budget) -> tuple[list[bytes | None], Receipt]:
+        """See `Carrier.carry`: a call of reads, whose receipt teaches writes. Not for when those are known to fail."""
+        values, receipt = self._call(self.reads, cast("Carrier", self.store).carry, budget, keys, shipment)
+        if isinstance(receipt, StoreError):
+            self._learn(receipt, self.writes)
+        elif receipt != REFUSED:  # for which nothing was written
+            self._answered(self.writes)
+        return values, receipt
+
+    def ship(self, shipment: Shipment, budget: Budget) -> int:
+        """See `Carrier.ship`."""
+        return self._call(self.writes, cast("Carrier", self.store).ship, budget, shipment)
+
+    def operate(self, ask: Callable[..., T], budget: Budget, *given: Any, writes: bool = True) -> T:
+        """Return ``ask(*given, budget)``, an operator's call beyond those of a `Store`: tried all the same, and taught.
+
+        Args:
+            ask: takes *given* and then a running budget; raises a `StoreError` for a fault of the store.
+            budget: not yet running.
+            given: what *ask* is given.
+            writes: whether a reply shows that the store takes writes; otherwise that it can be read.
+        """
+        return self._insist(self.writes if writes else self.reads, ask, budget, *given)
 
     def close(self) -> None:
         """See `Store.close`."""

@@ -13,56 +13,36 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import socket
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import parse_qs, urlsplit
 
-import redis.connection
 from redis import exceptions as driver
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from aicache_tasks.errors import SettingsError, StoreError, StoreRefused, StoreUnavailable
+from aicache_tasks.errors import StoreError, StoreRefused
 from aicache_tasks.signals import raised_by_handler
-from aicache_tasks.stores.base import Budget, StoreInfo, Tombstoned
-from aicache_tasks.stores.deadline import DeadlineSocket
-from aicache_tasks.stores.resp import pack, pack_all, pack_mget, px, read_info, read_script
+from aicache_tasks.stores.base import Budget, Receipt, Shipment, StoreInfo, Tombstoned
+from aicache_tasks.stores.connection import FAULTS, connection_of, is_answer, store_error
+from aicache_tasks.stores.resp import (
+    UnknownScript,
+    accept,
+    number_of,
+    pack,
+    pack_all,
+    pack_mget,
+    pack_script,
+    px,
+    read_info,
+    receipt_of,
+    shipped,
+    values_of,
+)
 
 HEAD_BYTES: Final = 4096
 HASHED_FROM_BYTES: Final = 1024
 """`RedisStore.discard` sends a value's SHA-1 in place of a value of this size or more."""
 
-# What redis-py lets through when its parser meets nonsense or another thread closes its socket. Named one by one:
-# a soft time limit is an Exception too and must pass.
-_SLIPS = (AttributeError, IndexError, MemoryError, NotImplementedError, OverflowError, RecursionError, TypeError)
-FAULTS: Final = (driver.RedisError, OSError, ValueError, *_SLIPS)
-_REFUSES_WRITES = frozenset({"OOM", "READONLY", "NOPERM", "MISCONF", "NOREPLICAS"})
-_ANSWERS_NOBODY = frozenset({"NOAUTH", "WRONGPASS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "DENIED", "NOPROTO"})
-_REFUSES_THIS = frozenset(
-    {"ERR", "WRONGTYPE", "BUSY", "NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "EXECABORT"}
-)
-_PREFIX = re.compile(rf"(?:^|: -?)({'|'.join(sorted(_REFUSES_WRITES | _ANSWERS_NOBODY | _REFUSES_THIS))})\b")
-_PREFIX_OF_CLASS: Final = {
-    "OutOfMemoryError": "OOM",
-    "ReadOnlyError": "READONLY",
-    "NoPermissionError": "NOPERM",
-    "BusyLoadingError": "LOADING",
-    "MasterDownError": "MASTERDOWN",
-    "ClusterDownError": "CLUSTERDOWN",
-    "NoScriptError": "NOSCRIPT",
-    "MovedError": "MOVED",
-}
-_OWN_OPTIONS = ("connection_class", "max_connections", "timeout", "retry_on_timeout", "retry_on_error", "virtual_host")
-
-
 T = TypeVar("T")
-
-
-class _UnknownScript(Exception):  # noqa: N818 - names what is the case
-    """The server does not hold the script: it was restarted, or this is its first call."""
 
 
 class RedisStore:
@@ -77,7 +57,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, connect_s: float = 0.25) -> None:
-        self._class, self._options = _connection_of(url)
+        self._class, self._options = connection_of(url)
         self._connect_s = connect_s
         self._idle: list[Any] = []
         self._pid = os.getpid()
@@ -85,7 +65,7 @@ class RedisStore:
 
     def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
         """See `Store.read`: one MGET, asked again on a new connection if an idle one proves dead."""
-        return self._ask(pack_mget(keys), 1, budget, lambda replies: _values(replies[0], len(keys)), may_repeat=True)
+        return self.ask(pack_mget(keys), 1, budget, lambda replies: values_of(replies[0], len(keys)), may_repeat=True)
 
     def ensure(
         self, keys: Sequence[str], values: Sequence[bytes], ttl_ms: Sequence[int], budget: Budget
@@ -94,7 +74,7 @@ class RedisStore:
         sets: list[list[str | bytes]] = [
             [b"SET", k, v, b"NX", *px(ttl)] for k, v, ttl in zip(keys, values, ttl_ms, strict=True)
         ]
-        held = self._ask(
+        held = self.ask(
             pack_all([*sets, [b"MGET", *keys]]), len(sets) + 1, budget, lambda replies: _ensured(replies, len(keys))
         )
         if None in held:  # a value of another type
@@ -109,12 +89,12 @@ class RedisStore:
         self, key: str, frame: bytes, ttl_ms: int, seen: bytes, tag_keys: Sequence[str], budget: Budget
     ) -> bool:
         """See `Store.publish`."""
-        return self._run("publish", [key, *tag_keys], [frame, b"%d" % ttl_ms, seen], budget, _number) == 1
+        return self.run("publish", [key, *tag_keys], [frame, b"%d" % ttl_ms, seen], budget, number_of) == 1
 
     def bury(self, key: str, tombstone: bytes, ttl_ms: int, token_keys: Sequence[str], budget: Budget) -> Tombstoned:
         """See `Store.bury`; ``head`` is the first 4096 bytes at most."""
         keys, given = [key, *token_keys], [tombstone, b"%d" % ttl_ms, b"%d" % HEAD_BYTES]
-        head, *tokens = self._run("bury", keys, given, budget, lambda reply: _values(reply, len(keys)))
+        head, *tokens = self.run("bury", keys, given, budget, lambda reply: values_of(reply, len(keys)))
         return Tombstoned(head, tokens)
 
     def discard(self, key: str, value: bytes, budget: Budget) -> bool:
@@ -122,31 +102,45 @@ class RedisStore:
         hashed = len(value) >= HASHED_FROM_BYTES
         shown = hashlib.sha1(value, usedforsecurity=False).hexdigest().encode() if hashed else value
         given = [shown, b"%d" % len(value), b"sha1" if hashed else b"value"]
-        return self._run("discard", [key], given, budget, _number) == 1
+        return self.run("discard", [key], given, budget, number_of) == 1
 
     def replace(self, values: Sequence[tuple[str, bytes, int]], budget: Budget) -> None:
         """See `Store.replace`: one pipeline."""
         sets: list[list[str | bytes]] = [[b"SET", key, value, *px(ttl_ms)] for key, value, ttl_ms in values]
         if sets:
-            self._ask(pack_all(sets), len(sets), budget, lambda replies: [_accept(reply) for reply in replies])
+            self.ask(pack_all(sets), len(sets), budget, lambda replies: [accept(reply) for reply in replies])
 
     def scan(self, prefix: str, cursor: int, count: int, budget: Budget) -> tuple[int, list[str]]:
         """See `Store.scan`."""
         pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", prefix) + "*"
         packed = pack(b"SCAN", b"%d" % cursor, b"MATCH", pattern, b"COUNT", b"%d" % count)
-        return self._ask(packed, 1, budget, lambda replies: _scanned(replies[0]))
+        return self.ask(packed, 1, budget, lambda replies: _scanned(replies[0]))
 
     def unlink(self, keys: Sequence[str], budget: Budget) -> int:
         """See `Store.unlink`."""
-        return self._ask(pack(b"UNLINK", *keys), 1, budget, lambda replies: _number(replies[0])) if keys else 0
+        return self.ask(pack(b"UNLINK", *keys), 1, budget, lambda replies: number_of(replies[0])) if keys else 0
+
+    def carry(self, keys: Sequence[str], shipment: Shipment, budget: Budget) -> tuple[list[bytes | None], Receipt]:
+        """See `Carrier.carry`. The same batch may arrive twice, so that all of it may be sent again."""
+        packed = pack_mget(keys) + pack_script("ship", *_parcel(shipment))
+        values, receipt = self.ask(
+            packed, 2, budget, lambda got: (values_of(got[0], len(keys)), receipt_of(got[1])), may_repeat=True
+        )
+        if isinstance(receipt, UnknownScript) and time.perf_counter() < budget.deadline:
+            receipt = self._ship_in_full(shipment, budget)
+        return values, receipt
+
+    def ship(self, shipment: Shipment, budget: Budget) -> int:
+        """See `Carrier.ship`."""
+        return self.run("ship", *_parcel(shipment), budget, shipped)
 
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
-        return self._ask(
+        return self.ask(
             pack_all([[b"INFO"], [b"DBSIZE"]]),
             2,
             budget,
-            lambda replies: read_info(_accept(replies[0]), _number(replies[1])),
+            lambda replies: read_info(accept(replies[0]), number_of(replies[1])),
         )
 
     def close(self) -> None:
@@ -155,28 +149,37 @@ class RedisStore:
         for connection in idle:
             connection.disconnect()
 
-    def _run(
+    def run(
         self, script: str, keys: Sequence[str], given: Sequence[bytes], budget: Budget, parse: Callable[[Any], T]
     ) -> T:
-        digest, source = read_script(script)
-        rest: tuple[str | bytes, ...] = (b"%d" % len(keys), *keys, *given)
+        """Run a script of ``lua/`` and return what *parse* makes of its reply; see `ask`."""
         try:
-            return self._ask(pack(b"EVALSHA", digest, *rest), 1, budget, lambda replies: parse(_known(replies[0])))
-        except _UnknownScript:
-            return self._ask(pack(b"EVAL", source, *rest), 1, budget, lambda replies: parse(replies[0]))
+            return self.ask(pack_script(script, keys, given), 1, budget, lambda replies: parse(replies[0]))
+        except UnknownScript:
+            packed = pack_script(script, keys, given, in_full=True)
+            return self.ask(packed, 1, budget, lambda replies: parse(replies[0]))
 
-    def _ask(
+    def _ship_in_full(self, shipment: Shipment, budget: Budget) -> Receipt:
+        packed = pack_script("ship", *_parcel(shipment), in_full=True)
+        try:
+            return self.ask(packed, 1, budget, lambda got: receipt_of(got[0]))
+        except StoreError as error:
+            return error
+
+    def ask(
         self, packed: bytes, replies: int, budget: Budget, parse: Callable[[list[Any]], T], *, may_repeat: bool = False
     ) -> T:
         """Send *packed*, take that many replies, and return what *parse* makes of them.
 
-        *parse* raises a `StoreError` for a refusal, anything else for a reply of a wrong shape.
+        *parse* gets a `StoreError` in the place of an error reply. It raises that for a refusal, anything else for a
+        reply of a wrong shape, which drops the connections. With *may_repeat*, what an idle connection did not answer
+        because it proved dead is sent again on a new one.
         """
         try:
             return parse(self._exchange(packed, replies, budget, may_repeat))
         except FAULTS as error:
             self.close()  # what is wrong with one connection may be wrong with all
-            raise raised_by_handler(error, within="redis") or _store_error(error) from None
+            raise raised_by_handler(error, within="redis") or store_error(error) from None
 
     def _exchange(self, packed: bytes, replies: int, budget: Budget, may_repeat: bool) -> list[Any]:
         connection = self._checkout(probe=not may_repeat)
@@ -185,7 +188,7 @@ class RedisStore:
         try:
             return self._converse(connection, packed, replies, budget)
         except driver.ConnectionError as error:
-            if not may_repeat or _is_answer(error):
+            if not may_repeat or is_answer(error):
                 raise
         self.close()  # the server was restarted: no idle connection has outlived that
         return self._converse(self._connect(budget), packed, replies, budget)
@@ -232,166 +235,28 @@ class RedisStore:
         return connection
 
 
-def _connection_of(url: str) -> tuple[Any, dict[str, Any]]:
-    """Return the connection class for *url* and what to construct it with."""
-    parts = urlsplit(url)
-    if parts.scheme == "redis+socket":
-        url = url.replace("redis+socket", "unix", 1)
-    try:
-        options = dict(redis.connection.parse_url(url))
-        base = options.get("connection_class", redis.connection.Connection)
-        if "virtual_host" in options:
-            options["db"] = int(parse_qs(parts.query)["virtual_host"][0].lstrip("/"))
-        options = {name: value for name, value in options.items() if name not in _OWN_OPTIONS} | _driver_options()
-        connection_class = _deadline_class(base)
-        connection_class(**options)
-    except (driver.RedisError, ValueError, TypeError) as error:
-        raise SettingsError(f"aicache_url: redis-py cannot use it ({type(error).__name__})") from None
-    return connection_class, options
-
-
-def _driver_options() -> dict[str, Any]:
-    return {
-        "protocol": 2,  # RESP3 connections skip the check that finds another call's reply, and may receive pushes
-        "decode_responses": False,
-        "retry": Retry(NoBackoff(), 0),
-        "health_check_interval": 0,
-        "command_packer": _Packer(),
-    }
-
-
-class _Packer:
-    """Packs the handshake's commands. hiredis's own packer ends the process when a signal handler raises inside it."""
-
-    def pack(self, *parts: str | bytes | int) -> list[bytes]:
-        """Return the command as redis-py wants it: a list of pieces."""
-        return [pack(*(str(part) if isinstance(part, int) else part for part in parts))]
-
-
-def _deadline_class(base: Any) -> Any:  # noqa: C901 - a class with short methods, not a path
-    """Return *base* with one deadline over connecting, the handshake and each operation."""
-    contexts: list[ssl.SSLContext] = []
-
-    class DeadlineConnection(base):  # type: ignore[misc]
-        deadline = 0.0
-        wire: DeadlineSocket
-
-        def _connect(self) -> DeadlineSocket:
-            self.wire = DeadlineSocket(self._open(), self.deadline)
-            return self.wire
-
-        def _open(self) -> socket.socket:
-            # redis-py reads the system's certificates anew for each TLS connection, which alone can take a budget.
-            if contexts:
-                plain = cast("Any", redis.connection.Connection)._connect(self)
-                return contexts[0].wrap_socket(plain, server_hostname=self.host)
-            opened: socket.socket = super()._connect()
-            if isinstance(opened, ssl.SSLSocket) and not (self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled):
-                contexts.append(opened.context)
-            return opened
-
-        def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-            # Two round trips of a new connection that tell the server a library's name.
-            self.driver_info = self.lib_name = self.lib_version = None
-            super().on_connect_check_health(*args, **kwargs)
-
-        @property
-        def socket_timeout(self) -> float:
-            return max(self.deadline - time.perf_counter(), 0.001)
-
-        @socket_timeout.setter
-        def socket_timeout(self, _: float | None) -> None: ...
-
-        @property
-        def socket_connect_timeout(self) -> float:
-            return self.socket_timeout
-
-        @socket_connect_timeout.setter
-        def socket_connect_timeout(self, _: float | None) -> None: ...
-
-    return DeadlineConnection
-
-
 def _reply(connection: Any) -> Any:
-    """Return the next reply; an error reply is an exception that is returned."""
+    """Return the next reply; an error reply is a `StoreError` that is returned."""
     try:
         return connection.read_response()
     except driver.ResponseError as error:
-        return error
+        return store_error(error)
 
 
-def _accept(reply: Any) -> Any:
-    """Return *reply*, or raise what it says."""
-    if isinstance(reply, driver.ResponseError):
-        raise _store_error(reply) from None
-    return reply
-
-
-def _known(reply: Any) -> Any:
-    if isinstance(reply, driver.NoScriptError):
-        raise _UnknownScript
-    return reply
-
-
-def _number(reply: Any) -> int:
-    if type(number := _accept(reply)) is not int:
-        raise ValueError("not a number")
-    return number
-
-
-def _values(reply: Any, count: int) -> list[bytes | None]:
-    values = _accept(reply)
-    if type(values) is not list or len(values) != count:
-        raise ValueError("not that many values")
-    for value in values:
-        if value is not None and type(value) is not bytes:
-            raise ValueError("not values")
-    return values
+def _parcel(shipment: Shipment) -> tuple[list[str], list[bytes]]:
+    """Return keys and arguments of ``ship.lua``."""
+    return [shipment.inbox_key, shipment.state_key], [shipment.data, b"%d" % shipment.cap_bytes]
 
 
 def _ensured(replies: list[Any], count: int) -> list[bytes | None]:
     """A refused SET does not hide a token that was there; it counts when a token is missing."""
-    held = _values(replies[-1], count)
+    held = values_of(replies[-1], count)
     if None in held:
         for reply in replies:
-            _accept(reply)
+            accept(reply)
     return held
 
 
 def _scanned(reply: Any) -> tuple[int, list[str]]:
-    following, keys = _accept(reply)
+    following, keys = accept(reply)
     return int(following), [key.decode("utf-8", "surrogateescape") for key in keys]
-
-
-def _store_error(error: BaseException) -> StoreError:
-    """Return the `StoreError` for what redis-py raised. Its text is not kept: it may quote a command."""
-    prefix = _prefix(error)
-    detail = f"{type(error).__name__} {prefix}".rstrip()
-    if prefix in _REFUSES_WRITES:
-        return StoreRefused(detail, writes=True)
-    if isinstance(error, driver.ResponseError) and prefix not in _ANSWERS_NOBODY:
-        return StoreRefused(detail, writes=False)
-    return StoreUnavailable(detail, answered=_is_answer(error))
-
-
-def _prefix(error: BaseException) -> str:
-    """Return the server's error prefix, such as ``OOM``; "" if there is none that is known."""
-    if not isinstance(error, driver.RedisError):
-        return ""
-    if type(error) is driver.AuthenticationError:  # redis-py 6 takes the prefix away
-        return "WRONGPASS" if "invalid" in str(error).lower() else "NOAUTH"
-    said = getattr(error, "status_code", None) or _PREFIX_OF_CLASS.get(type(error).__name__)
-    found = _PREFIX.search(said if said and said != "ERR" else str(error))
-    return found[1] if found else said or ""
-
-
-def _is_answer(error: BaseException) -> bool:
-    """Return whether a server answered, in its way."""
-    answers = (
-        driver.ResponseError,
-        driver.AuthenticationError,
-        driver.BusyLoadingError,
-        driver.InvalidResponse,
-        ValueError,
-    )
-    return isinstance(error, answers) or "max number of clients" in str(error)
