@@ -38,7 +38,18 @@ from aicache_tasks.frame import (
 )
 from aicache_tasks.records import EntryMeta
 
-__all__ = ["Codec", "Frame", "Opened", "Tokens", "fence_of", "make_tombstone", "peek_header", "tombstone_token"]
+__all__ = [
+    "Codec",
+    "Frame",
+    "Opened",
+    "Tokens",
+    "decode_meta",
+    "encode_meta",
+    "fence_of",
+    "make_tombstone",
+    "peek_header",
+    "tombstone_token",
+]
 
 CODEC_NONE: Final = 0
 CODEC_ZLIB: Final = 1
@@ -140,7 +151,7 @@ class Codec:
         """
         if len(raw) > self._max_bytes:
             raise NotStorable("too_large", f"{len(raw)} bytes, the limit is {self._max_bytes}")
-        parts = Parts(digest, tokens, created_ms, fresh_ms, expires_ms, len(raw), CODEC_NONE, _encode_meta(meta), fence)
+        parts = Parts(digest, tokens, created_ms, fresh_ms, expires_ms, len(raw), CODEC_NONE, encode_meta(meta), fence)
         body, compress_ns = self._compress(raw)
         if body is not None and overhead_bytes(parts) + len(body) < len(raw):
             return _framed(parts._replace(codec=self._codec), body, compress_ns)
@@ -185,11 +196,7 @@ class Codec:
         Raises:
             CorruptPayload: the metadata is none.
         """
-        try:
-            meta = _META.decode(opened.meta_bytes)
-        except (ValueError, RecursionError):
-            raise CorruptPayload("metadata") from None
-        return EntryMeta(meta.model, meta.usage, meta.cost, meta.compute_ns, meta.text_length)
+        return decode_meta(opened.meta_bytes)
 
     def _compress(self, raw: bytes) -> tuple[bytes | None, int]:
         """Return the compressed body, None if it is not worth trying, and the time it took in ns."""
@@ -230,7 +237,25 @@ class Codec:
 _META: Final = msgspec.msgpack.Decoder(_Meta)
 
 
-def _encode_meta(meta: EntryMeta) -> bytes:
+def decode_meta(data: bytes) -> EntryMeta:
+    """Return what `encode_meta` was given.
+
+    Raises:
+        CorruptPayload: *data* is no metadata.
+    """
+    try:
+        meta = _META.decode(data)
+    except (ValueError, RecursionError):
+        raise CorruptPayload("metadata") from None
+    return EntryMeta(meta.model, meta.usage, meta.cost, meta.compute_ns, meta.text_length)
+
+
+def encode_meta(meta: EntryMeta) -> bytes:
+    """Return *meta* as frames and samples bear it.
+
+    Raises:
+        NotStorable: ``not_roundtrip``: it is not of the kinds that `EntryMeta` says.
+    """
     usage = None if meta.usage is None else dict(meta.usage)
     try:
         data = encode(_Meta(meta.model, usage, meta.cost, meta.compute_ns, meta.text_length))

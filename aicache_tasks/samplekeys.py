@@ -13,8 +13,6 @@ from typing import Final
 
 from aicache_tasks.keys import operation_slug
 
-RESOLUTIONS: Final = {"minute": 60, "hour": 3600, "day": 86_400}
-"""The windows of records, with their lengths in seconds."""
 _LETTERS: Final = {"minute": "m", "hour": "h", "day": "d"}
 _NO_OPERATION: Final = "-"
 

@@ -1,0 +1,348 @@
+"""
+The summary records in Redis: the roll-up writes them, readers read them.
+
+In: the batches in the inbox.   Out: records by minute, hour and day, lifetime totals, each worker's last hour.
+
+inbox ─ head ─ decode ─ fold ─ merge with the records that are there ─ commit
+
+Only the commit changes anything, all of it in one atomic step, and only if nobody committed since the head was read. So
+roll-ups need no lock: of two at once one is refused and reads again, and one that dies at any point has done nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+
+from aicache_tasks.batches import decode_batch
+from aicache_tasks.errors import CorruptPayload, PayloadError, SettingsError
+from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.parts import Parts
+from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Place
+from aicache_tasks.samplekeys import SampleKeys
+from aicache_tasks.stores.base import Budget, Carrier
+from aicache_tasks.stores.inbox import Commit, Head, Inbox
+from aicache_tasks.summary import SummaryRecord
+
+if TYPE_CHECKING:  # it imports redis
+    from aicache_tasks.stores.redis import RedisStore
+
+PIECE_BYTES: Final = 256 * 1024
+"""About how much of the inbox is read and committed at once."""
+MAX_RECORDS: Final = 600
+"""The most records that one commit writes; a single batch may need a few more."""
+SEEN_FOR_S: Final = 172_800
+"""How long a process's number is remembered after its last batch."""
+ENDED_FOR_S: Final = 600
+"""The same for a process that said that the batch was its last."""
+MAX_OPERATIONS: Final = 1000
+MAX_WORKERS: Final = 1000
+
+_ASIDE_BYTES: Final = 64 * 1024
+_FIELDS_AT_ONCE: Final = 500
+_SWEPT_AT_ONCE: Final = 5000
+_LATE_S: Final = 3600
+"""How much longer records lie than they are read: a roll-up that began before may still write them."""
+
+T = TypeVar("T")
+Progress = Callable[[int, int], object]
+"""Called with how many entries are done, and how many there are."""
+
+
+@dataclass(slots=True)
+class RolledUp:
+    """What one roll-up did, or would do."""
+
+    samples: int = 0
+    batches: int = 0
+    duplicates: int = 0
+    """Batches that had been counted before."""
+    undecodable: int = 0
+    """Entries that were set aside."""
+    damaged: int = 0
+    """Records that could not be read and were begun anew."""
+    lost: int = 0
+    """Samples of which their process says that they were lost."""
+    commits: int = 0
+    conflicts: int = 0
+    """Pieces that another roll-up committed first."""
+    waiting: int = 0
+    """Entries that wait now."""
+    totals: dict[str, SummaryRecord] = field(default_factory=dict)
+    """What was added to each operation's totals."""
+
+
+class Backlog(NamedTuple):
+    """What waits in the inbox."""
+
+    entries: int
+    bytes: int
+    age_s: float
+
+
+class _Piece(NamedTuple):
+    fold: Fold
+    taken: list[bytes]
+    aside: list[bytes]
+    deltas: dict[Place, SummaryRecord]
+
+
+class Summaries:
+    """Rolls samples up and reads the records.
+
+    Args:
+        parts: of the cache.
+
+    Raises:
+        SettingsError: the cache is in memory: no other process could roll its samples up.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        store, settings = parts.store.store, parts.settings
+        if not isinstance(store, Carrier):
+            raise SettingsError("aicache_url: summary records need a Redis or Valkey server, not memory://")
+        self.keys = SampleKeys(settings.namespace)
+        self.inbox = Inbox(cast("RedisStore", store), self.keys)
+        self._parts = parts
+        self._keep = Keep(settings.keep_minutes_s, settings.keep_hours_s, settings.keep_days_s)
+
+    # Roll up.
+
+    def roll_up(self, *, yields: bool = False, progress: Progress | None = None) -> RolledUp:
+        """Count all that waits in the inbox when this begins; return what was counted.
+
+        Args:
+            yields: stop when another roll-up is at work.
+            progress: told of each piece.
+
+        Raises:
+            StoreError: the server went away; what was counted is counted, the rest waits.
+            UnknownPayload: the records were written by a newer version, which has to go on with them.
+        """
+        done, goal, taken = RolledUp(), -1, 0
+        while True:
+            head = self._ask(self.inbox.head, PIECE_BYTES)
+            goal = head.waiting if goal < 0 else goal
+            done.waiting = head.waiting
+            if not head.entries or taken >= goal:
+                break
+            piece = self._fold(head, head.entries)
+            if self._commit(head, piece, done):
+                taken += len(piece.taken)
+                _tell(progress, taken, goal)
+            elif yields:
+                return done
+        self._tidy(head.now_ms // 1000)
+        return done
+
+    def preview(self, *, progress: Progress | None = None) -> RolledUp:
+        """Return what `roll_up` would do now. Changes nothing; what comes meanwhile may or may not be in it."""
+        would, offset, seen = RolledUp(), 0, dict[bytes, int]()
+        while True:
+            head = self._ask(self.inbox.head, PIECE_BYTES, offset=offset)
+            would.waiting = head.waiting
+            if not head.entries:
+                return would
+            piece = self._fold(head, head.entries, seen)
+            seen.update(piece.fold.seen)
+            _note(would, piece)
+            offset += len(piece.taken)
+            _tell(progress, offset, head.waiting)
+
+    def _fold(self, head: Head, entries: Sequence[bytes], seen: dict[bytes, int] | None = None) -> _Piece:
+        """Return what *entries* add, or the first half of them if that is too much for one commit."""
+        batches, aside = [], []
+        for data in entries:
+            try:
+                batches.append(decode_batch(data))
+            except PayloadError:
+                aside.append(data[:_ASIDE_BYTES])
+        known = self._ask(self.inbox.hash, self.keys.totals)
+        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), map(_text, known), self._keep, MAX_OPERATIONS)
+        for batch in batches:
+            fold.add(batch)
+        deltas = fold.deltas()
+        if len(deltas) > MAX_RECORDS and len(entries) > 1:
+            return self._fold(head, entries[: len(entries) // 2], seen)
+        return _Piece(fold, list(entries), aside, deltas)
+
+    def _seen(self, batches: Sequence[Any], known: dict[bytes, int]) -> dict[bytes, int]:
+        asked = list({batch.process for batch in batches} - known.keys())
+        return known | dict(zip(asked, self._ask(self.inbox.seen, asked), strict=True))
+
+    def _commit(self, head: Head, piece: _Piece, done: RolledUp) -> bool:
+        """Add *piece* to the records in one step; return whether that was done."""
+        damaged: list[bytes] = []
+        values = self._merged(piece.deltas, damaged)
+        now_s, fold = head.now_ms // 1000, piece.fold
+        values += self._present_workers(piece.deltas, now_s)
+        commit = Commit(
+            turn=head.turn,
+            entries=len(piece.taken),
+            entry_bytes=sum(map(len, piece.taken)),
+            since_ms=head.now_ms if len(piece.taken) == head.waiting else None,
+            seen=[(p, n, now_s + (ENDED_FOR_S if p in fold.ended else SEEN_FOR_S)) for p, n in fold.seen.items()],
+            aside=piece.aside + damaged,
+            values=values,
+        )
+        if not self._ask(self.inbox.commit, commit):
+            done.conflicts += 1
+            return False
+        _note(done, piece)
+        done.damaged += len(damaged)
+        done.commits += 1
+        return True
+
+    def _merged(self, deltas: dict[Place, SummaryRecord], damaged: list[bytes]) -> list[tuple[str, str, bytes]]:
+        """Return the records with *deltas* added; what could not be read goes to *damaged*."""
+        places: dict[str, list[tuple[str, Place]]] = {}
+        for place in deltas:
+            key, name = self._where(place)
+            places.setdefault(key, []).append((name, place))
+        held = self._ask(self.inbox.fetch, [(key, [name for name, _ in there]) for key, there in places.items()])
+        values = []
+        for (key, there), found in zip(places.items(), held, strict=True):
+            for (name, place), data in zip(there, found, strict=True):
+                values.append((key, name, _sum(data, place, deltas[place], damaged).pack()))
+        return values
+
+    def _where(self, place: Place) -> tuple[str, str]:
+        """Return key and field of a record."""
+        if place.kind == "total":
+            return self.keys.totals, place.name
+        if place.kind == "worker":
+            return self.keys.worker(place.name), str(place.start)
+        return self.keys.records(place.name, place.kind), str(place.start)
+
+    def _present_workers(self, deltas: dict[Place, SummaryRecord], now_s: int) -> list[tuple[str, str, bytes]]:
+        names = {place.name for place in deltas if place.kind == "worker"}
+        return [(self.keys.workers, name, b"%d" % now_s) for name in sorted(names)]
+
+    # Forget.
+
+    def _tidy(self, now_s: int) -> None:
+        """Remove what is no longer kept."""
+        while self._ask(self.inbox.sweep, now_s, _FIELDS_AT_ONCE) == _FIELDS_AT_ONCE:
+            pass
+        for worker, seen_s in self._worker_times().items():
+            if seen_s < now_s - WORKER_KEEP_S - _LATE_S:
+                self._forget_worker(worker)
+        for kind, length in WINDOWS_S.items():
+            self._sweep(kind, length, int(now_s - getattr(self._keep, kind) - _LATE_S) // length * length)
+
+    def _sweep(self, kind: str, length: int, end_s: int) -> None:
+        """Remove the records of windows before *end_s*, from where the last sweep ended."""
+        mark = f"swept_{kind}"
+        ((held,),) = self._ask(self.inbox.fetch, [(self.keys.state, [mark])])
+        begin_s = int(held) if held and held.isdigit() else end_s
+        end_s = min(end_s, begin_s + _SWEPT_AT_ONCE * length)
+        fields = [str(start) for start in range(begin_s, end_s, length)]
+        for operation in self.operations() if fields else ():
+            self._ask(self.inbox.drop_fields, self.keys.records(operation, kind), fields)
+        if held is None or fields:
+            self._ask(self.inbox.swap, self.keys.state, mark, held, b"%d" % max(begin_s, end_s))
+
+    def _forget_worker(self, worker: str) -> None:
+        key = self.keys.worker(worker)
+        self._ask(self.inbox.drop_fields, key, list(self._ask(self.inbox.hash, key)))
+        self._ask(self.inbox.drop_fields, self.keys.workers, [worker])
+
+    # Read.
+
+    def operations(self) -> list[str]:
+        """Return the names of all operations that have records; "" is there if something concerned all of them."""
+        return sorted(map(_text, self._ask(self.inbox.hash, self.keys.totals)))
+
+    def totals(self) -> dict[str, SummaryRecord]:
+        """Return each operation's lifetime totals, as of the last roll-up."""
+        held = self._ask(self.inbox.hash, self.keys.totals)
+        named = {_text(name): data for name, data in held.items()}
+        return {name: record for name in sorted(named) for record in _read(named[name], name, "total", 0)}
+
+    def read(self, operation: str, resolution: str, start_s: float, end_s: float) -> list[SummaryRecord]:
+        """Return the records of the windows that begin in [*start_s*, *end_s*), oldest first; empty ones are not there.
+
+        Args:
+            operation: one of `operations`.
+            resolution: ``minute``, ``hour`` or ``day``.
+            start_s: seconds since the epoch.
+            end_s: seconds since the epoch.
+        """
+        length, key = WINDOWS_S[resolution], self.keys.records(operation, resolution)
+        starts = range(-int(-start_s // length) * length, int(end_s) + (end_s > int(end_s)), length)
+        return list(self._read_fields(key, starts, operation, resolution))
+
+    def workers(self) -> dict[str, list[SummaryRecord]]:
+        """Return the minutes of the last hour of each worker and producer, all operations together."""
+        now_s = self._ask(self.inbox.head, 0).now_ms // 60_000 * 60
+        minutes = range(now_s - WORKER_KEEP_S + 60, now_s + 60, 60)
+        return {
+            name: list(self._read_fields(self.keys.worker(name), minutes, name, "minute"))
+            for name, seen_s in self._worker_times().items()
+            if seen_s > now_s - WORKER_KEEP_S
+        }
+
+    def backlog(self) -> Backlog:
+        """Return what waits, and for how long: 0 if nothing does."""
+        head = self._ask(self.inbox.head, 0)
+        age_s = max(head.now_ms - head.since_ms, 0) / 1000 if head.waiting and head.since_ms else 0.0
+        return Backlog(head.waiting, head.waiting_bytes, age_s)
+
+    def _read_fields(self, key: str, starts: Sequence[int], name: str, kind: str) -> Iterator[SummaryRecord]:
+        for first in range(0, len(starts), _FIELDS_AT_ONCE):
+            some = starts[first : first + _FIELDS_AT_ONCE]
+            (found,) = self._ask(self.inbox.fetch, [(key, [str(start) for start in some])])
+            for start, data in zip(some, found, strict=True):
+                yield from _read(data, name, kind, start)
+
+    def _worker_times(self) -> dict[str, int]:
+        held = self._ask(self.inbox.hash, self.keys.workers)
+        return {_text(name): int(seen) for name, seen in sorted(held.items()) if seen.isdigit()}
+
+    def _ask(self, ask: Callable[..., T], *given: Any, **named: Any) -> T:
+        bound = (lambda *args: ask(*args, **named)) if named else ask
+        return self._parts.store.operate(bound, Budget(ADMIN_BUDGET_S), *given)
+
+
+def _note(done: RolledUp, piece: _Piece) -> None:
+    """Add what *piece* counted."""
+    fold = piece.fold
+    done.samples += fold.samples
+    done.batches += fold.batches
+    done.duplicates += fold.duplicates
+    done.lost += fold.lost
+    done.undecodable += len(piece.aside)
+    for place, record in piece.deltas.items():
+        if place.kind == "total":
+            done.totals.setdefault(place.name, SummaryRecord(place.name, "total", 0)).merge(record)
+
+
+def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[bytes]) -> SummaryRecord:
+    """Return the record in *data* with *delta* added."""
+    total = SummaryRecord(place.name, place.kind, place.start)
+    if data is not None:
+        try:
+            total = SummaryRecord.unpack(data, place.name, place.kind, place.start)
+        except CorruptPayload:
+            damaged.append(data[:_ASIDE_BYTES])
+    total.merge(delta)
+    return total
+
+
+def _read(data: bytes | None, name: str, kind: str, start: int) -> Iterator[SummaryRecord]:
+    """Yield the record in *data*, nothing if there is none that this version can read."""
+    if data is not None:
+        try:
+            yield SummaryRecord.unpack(data, name, kind, start)
+        except PayloadError:
+            return
+
+
+def _tell(progress: Progress | None, done: int, of: int) -> None:
+    if progress is not None:
+        progress(done, of)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

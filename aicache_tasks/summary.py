@@ -1,0 +1,382 @@
+"""
+`SummaryRecord`: what one operation did in one window.
+
+In: counts and distributions.   Out: the same merged, as bytes for Redis, as JSON for people.   Pure.
+
+Merging is addition: an hour's record is the sum of its minutes', in any order. Every number is whole, so that sums stay
+exact. Records come back from a server that others may write to: lengths, types and labels are checked.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from aicache_tasks.errors import CorruptPayload, UnknownPayload
+from aicache_tasks.records import HIT_STATUSES
+from aicache_tasks.sketch import MAX_BUCKET, PER_OCTAVE, Distribution
+
+SCHEMA: Final = 1
+"""Version of the bytes and of the JSON; docs/summary-record.schema.json describes it."""
+PERCENTILES: Final = (50, 90, 95, 99)
+OTHER: Final = "~other"
+"""What names stand under once a record has as many as it may."""
+MAX_NAMES: Final = 64
+MAX_NAME_CHARS: Final = 200
+MAX_RECORD_BYTES: Final = 2**20
+AGES_PER_OCTAVE: Final = 8
+_LEVEL: Final = 6
+_HEAD: Final = b"aR" + bytes((SCHEMA,))
+_BEFORE_FIRST: Final = -2
+_SEVEN_BITS: Final = 0x7F
+_MORE: Final = 0x80
+_MAX_SHIFT: Final = 63
+_MOST: Final = 2**63 - 1
+
+_Whole = Annotated[int, Meta(ge=0, le=_MOST)]
+_Text = Annotated[str, Meta(max_length=4 * MAX_NAME_CHARS)]
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What computing took: in a record's ``spent`` of the bodies that ran, in ``saved`` of the hits' answers."""
+
+    compute_ns: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    cost_micros: int = 0
+    """Millionths of your currency."""
+
+    def merge(self, other: Ledger) -> None:
+        """Add *other*."""
+        self.compute_ns += other.compute_ns
+        self.cost_micros += other.cost_micros
+        _add(self.tokens, other.tokens, OTHER)
+
+
+@dataclass(slots=True)
+class SummaryRecord:
+    """One operation in one window of time; see the module's text.
+
+    ``operation`` is "" for what concerns all, such as the invalidation of a tag. ``start`` is in seconds since the
+    epoch, ``resolution`` one of ``minute``, ``hour``, ``day``, ``total``, ``span``.
+
+    >>> record = SummaryRecord("shout", "minute", 0)
+    >>> record.counts["get", "hit", ""] += 3
+    >>> record.counts["get", "miss", "key_not_found"] += 1
+    >>> record.hits, record.lookups, record.hit_rate
+    (3, 4, 0.75)
+    """
+
+    operation: str
+    resolution: str
+    start: int
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """How often each (step, status, reason) was."""
+    steps: dict[str, Distribution] = field(default_factory=dict)
+    """Durations of each step, ns."""
+    ages: Distribution = field(default_factory=lambda: Distribution(per_octave=AGES_PER_OCTAVE))
+    """Ages of the answers at their hits, ms; percentiles to 4.4 %."""
+    tiers: Counter[str] = field(default_factory=Counter)
+    """Look-ups by the text's tier."""
+    raw_bytes: int = 0
+    """Of the answers that were stored."""
+    stored_bytes: int = 0
+    served_bytes: int = 0
+    """Raw bytes of the hits."""
+    memory_bytes: int = 0
+    """The largest size of the cache that was measured."""
+    lost: int = 0
+    """Samples that processes had no room for, or could not send."""
+    saved: Ledger = field(default_factory=Ledger)
+    spent: Ledger = field(default_factory=Ledger)
+
+    # What people ask for first.
+
+    def of(self, step: str, *statuses: str) -> int:
+        """Return how often *step* was, with one of *statuses* if any is given."""
+        return sum(
+            n for (name, status, _), n in self.counts.items() if name == step and status in (statuses or (status,))
+        )
+
+    @property
+    def hits(self) -> int:
+        """Look-ups that were answered: hit, stale or joined."""
+        return self.of("get", *HIT_STATUSES)
+
+    @property
+    def misses(self) -> int:
+        """Look-ups that found nothing."""
+        return self.of("get", "miss")
+
+    @property
+    def lookups(self) -> int:
+        """Hits and misses."""
+        return self.hits + self.misses
+
+    @property
+    def hit_rate(self) -> float | None:
+        """hits / (hits + misses), None if there was neither."""
+        return self.hits / self.lookups if self.lookups else None
+
+    def percentile_ms(self, step: str, percent: float) -> float | None:
+        """Return a percentile of a step's durations in ms, None if the step was not timed."""
+        spread = self.steps.get(step)
+        return None if spread is None or not spread.count else spread.percentile(percent) / 1e6
+
+    # Adding.
+
+    def merge(self, other: SummaryRecord) -> None:
+        """Add what *other* counted; its operation and window do not matter."""
+        _add(self.counts, other.counts, (OTHER, OTHER, ""))
+        for step, spread in other.steps.items():
+            self.step(step).merge(spread)
+        self.ages.merge(other.ages)
+        _add(self.tiers, other.tiers, OTHER)
+        self.raw_bytes += other.raw_bytes
+        self.stored_bytes += other.stored_bytes
+        self.served_bytes += other.served_bytes
+        self.memory_bytes = max(self.memory_bytes, other.memory_bytes)
+        self.lost += other.lost
+        self.saved.merge(other.saved)
+        self.spent.merge(other.spent)
+
+    def step(self, name: str) -> Distribution:
+        """Return the durations of a step, made when first asked for."""
+        return self.steps.setdefault(_room(self.steps, name, OTHER), Distribution())
+
+    # As bytes.
+
+    def pack(self) -> bytes:
+        """Return the record without its name and window, which its place in Redis says."""
+        return _HEAD + zlib.compress(_encoder.encode(_packed(self)), _LEVEL)
+
+    @classmethod
+    def unpack(cls, data: bytes, operation: str, resolution: str, start: int) -> SummaryRecord:
+        """Return the record in *data*.
+
+        Raises:
+            UnknownPayload: made by another version.
+            CorruptPayload: no record.
+        """
+        if data[:2] != _HEAD[:2]:
+            raise CorruptPayload("no summary record")
+        if data[:3] != _HEAD:
+            raise UnknownPayload("summary record of another version")
+        try:
+            return _unpacked(_decoder.decode(_inflated(data[3:])), operation, resolution, start)
+        except (ValueError, RecursionError, zlib.error):  # its text may quote what was read
+            raise CorruptPayload("no summary record") from None
+
+    # As JSON.
+
+    def as_json(self, *, sketches: bool = True) -> dict[str, Any]:
+        """Return plain JSON data; *sketches* adds the buckets that percentiles come from."""
+        return {
+            "schema": SCHEMA,
+            "operation": self.operation,
+            "resolution": self.resolution,
+            "start": datetime.fromtimestamp(self.start, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "hits": self.hits,
+            "misses": self.misses,
+            "hit_rate": self.hit_rate,
+            "counts": _nested(self.counts),
+            "steps": {step: _spread_json(spread, "ns", sketches) for step, spread in sorted(self.steps.items())},
+            "age_at_hit": _spread_json(self.ages, "ms", sketches),
+            "text_tiers": dict(sorted(self.tiers.items())),
+            "bytes": {"raw": self.raw_bytes, "stored": self.stored_bytes, "served": self.served_bytes},
+            "memory_bytes": self.memory_bytes,
+            "lost_samples": self.lost,
+            "saved": _ledger_json(self.saved),
+            "spent": _ledger_json(self.spent),
+        }
+
+
+def _add(into: Counter[K], more: Mapping[K, int], other: K) -> None:
+    for name, count in more.items():
+        into[_room(into, name, other)] += count
+
+
+def _room(held: Mapping[Any, Any], name: K, other: K) -> K:
+    return name if name in held or len(held) < MAX_NAMES else other
+
+
+def _nested(counts: Mapping[tuple[str, str, str], int]) -> dict[str, dict[str, dict[str, int]]]:
+    nested: dict[str, dict[str, dict[str, int]]] = {}
+    for (step, status, reason), count in sorted(counts.items()):
+        nested.setdefault(step, {}).setdefault(status, {})[reason] = count
+    return nested
+
+
+def _spread_json(spread: Distribution, unit: str, sketch: bool) -> dict[str, Any]:
+    figures = {
+        "count": spread.count,
+        f"sum_{unit}": spread.total,
+        f"min_{unit}": spread.low,
+        f"max_{unit}": spread.high,
+        **{f"p{percent}_{unit}": spread.percentile(percent) for percent in PERCENTILES},
+    }
+    return figures | {"sketch": {str(b): n for b, n in sorted(spread.buckets.items())}} if sketch else figures
+
+
+def _ledger_json(ledger: Ledger) -> dict[str, Any]:
+    tokens = dict(sorted(ledger.tokens.items()))
+    return {"seconds": ledger.compute_ns / 1e9, "tokens": tokens, "cost": ledger.cost_micros / 1e6}
+
+
+# The bytes. A newer version may add fields at the end.
+
+
+class _Spread(msgspec.Struct, array_like=True):
+    count: _Whole
+    total: _Whole
+    low: _Whole
+    high: _Whole
+    buckets: _Whole
+    """How many of the record's gaps and counts are this one's."""
+
+
+class _LedgerBytes(msgspec.Struct, array_like=True):
+    compute_ns: _Whole
+    tokens: dict[_Text, _Whole]
+    cost_micros: _Whole
+
+
+class _RecordBytes(msgspec.Struct, array_like=True):
+    counts: list[tuple[_Text, _Text, _Text, _Whole]]
+    steps: dict[_Text, _Spread]
+    ages: _Spread
+    tiers: dict[_Text, _Whole]
+    sizes: tuple[_Whole, _Whole, _Whole, _Whole, _Whole]
+    saved: _LedgerBytes
+    spent: _LedgerBytes
+    gaps: bytes
+    """Of all steps and the ages: how many buckets lie empty before each that is not, as LEB128."""
+    fills: bytes
+    """What is in each, as LEB128."""
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_RecordBytes)
+
+
+def _packed(record: SummaryRecord) -> _RecordBytes:
+    steps = sorted(record.steps.items())
+    spreads = [*(spread for _, spread in steps), record.ages]
+    return _RecordBytes(
+        [(*names, count) for names, count in sorted(record.counts.items())],
+        {step: _packed_spread(spread) for step, spread in steps},
+        _packed_spread(record.ages),
+        dict(sorted(record.tiers.items())),
+        (
+            _bounded(record.raw_bytes),
+            _bounded(record.stored_bytes),
+            _bounded(record.served_bytes),
+            _bounded(record.memory_bytes),
+            _bounded(record.lost),
+        ),
+        _packed_ledger(record.saved),
+        _packed_ledger(record.spent),
+        _leb128(gap for spread in spreads for gap in _gaps(spread)),
+        _leb128(count for spread in spreads for _, count in sorted(spread.buckets.items())),
+    )
+
+
+def _unpacked(held: _RecordBytes, operation: str, resolution: str, start: int) -> SummaryRecord:
+    raw_bytes, stored_bytes, served_bytes, memory_bytes, lost = held.sizes
+    gaps, fills = _from_leb128(held.gaps), _from_leb128(held.fills)
+    record = SummaryRecord(
+        operation,
+        resolution,
+        start,
+        Counter({(step, status, reason): count for step, status, reason, count in held.counts}),
+        {step: _unpacked_spread(spread, gaps, fills) for step, spread in held.steps.items()},
+        _unpacked_spread(held.ages, gaps, fills, AGES_PER_OCTAVE),
+        Counter(held.tiers),
+        raw_bytes,
+        stored_bytes,
+        served_bytes,
+        memory_bytes,
+        lost,
+        _unpacked_ledger(held.saved),
+        _unpacked_ledger(held.spent),
+    )
+    if next(gaps, None) is not None or next(fills, None) is not None:
+        raise CorruptPayload("more buckets than a summary record has")
+    return record
+
+
+def _packed_spread(spread: Distribution) -> _Spread:
+    return _Spread(spread.count, _bounded(spread.total), spread.low, spread.high, len(spread.buckets))
+
+
+def _gaps(spread: Distribution) -> Iterator[int]:
+    before = _BEFORE_FIRST
+    for bucket in sorted(spread.buckets):
+        yield bucket - before - 1
+        before = bucket
+
+
+def _unpacked_spread(
+    held: _Spread, gaps: Iterator[int], fills: Iterator[int], per_octave: int = PER_OCTAVE
+) -> Distribution:
+    buckets, bucket = Counter[int](), _BEFORE_FIRST
+    for gap, count in zip(islice(gaps, held.buckets), islice(fills, held.buckets), strict=True):
+        bucket += gap + 1
+        buckets[bucket] = count
+    if len(buckets) != held.buckets or buckets.total() != held.count or bucket > MAX_BUCKET:
+        raise CorruptPayload("buckets of a summary record")
+    return Distribution(held.count, held.total, held.low, held.high, buckets, per_octave)
+
+
+def _packed_ledger(ledger: Ledger) -> _LedgerBytes:
+    tokens = {name: _bounded(count) for name, count in sorted(ledger.tokens.items())}
+    return _LedgerBytes(_bounded(ledger.compute_ns), tokens, _bounded(ledger.cost_micros))
+
+
+def _unpacked_ledger(held: _LedgerBytes) -> Ledger:
+    return Ledger(held.compute_ns, Counter(held.tokens), held.cost_micros)
+
+
+def _bounded(number: int) -> int:
+    """Return *number*, or the most that fits: what somebody else wrote must not stop the sums."""
+    return min(number, _MOST)
+
+
+def _leb128(numbers: Iterable[int]) -> bytes:
+    """Return *numbers* with seven bits to a byte, the high bit set in all but the last of each."""
+    out = bytearray()
+    for number in numbers:
+        while number > _SEVEN_BITS:
+            out.append(number & _SEVEN_BITS | _MORE)
+            number >>= 7  # noqa: PLW2901 - what is left of it
+        out.append(number)
+    return bytes(out)
+
+
+def _from_leb128(data: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in data:
+        if shift > _MAX_SHIFT:  # a number of megabytes would take for ever
+            raise CorruptPayload("a number of a summary record")
+        number |= (byte & _SEVEN_BITS) << shift
+        shift += 7
+        if byte < _MORE:
+            yield number
+            number = shift = 0
+
+
+def _inflated(body: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    raw = inflater.decompress(body, MAX_RECORD_BYTES)
+    if not inflater.eof or inflater.unused_data:
+        raise CorruptPayload("length of a summary record")
+    return raw
