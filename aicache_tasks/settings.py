@@ -9,7 +9,6 @@ The environment wins over `app.conf`: an operator's ``AICACHE_DISABLED=1`` must 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -18,160 +17,19 @@ from functools import lru_cache
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from aicache_tasks.durations import parse_duration, shorten
+from aicache_tasks import checks
+from aicache_tasks.checks import OPERATION_TTLS_S, TEXT_TIERS, URL_SCHEMES
 from aicache_tasks.errors import SettingsError
 
 PREFIX: Final = "aicache_"
 MASK: Final = "********"
 DEFAULT_TTL_S: Final = 3600.0
-OPERATION_TTLS_S: Final[Mapping[str, float]] = {
-    "summarize": 7200.0,
-    "sentiment": 86400.0,
-    "key_points": 7200.0,
-    "questions": 3600.0,
-    "qa": 1800.0,
-}
-TEXT_TIERS: Final[Mapping[str, int]] = {"small": 500, "medium": 5000, "large": 50_000}
-URL_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket", "memory")
 
 log = logging.getLogger("aicache_tasks")
 
 _ZLIB_MAX_LEVEL = 9
 _ENV_PREFIX = "AICACHE_"
 _OTHER_VARIABLES = frozenset({"ENGINE", "BROKER_URL", "REGENERATE"})
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
-
-
-def _bool(name: str, given: Any) -> bool:
-    if isinstance(given, bool):
-        return given
-    word = given.strip().lower() if isinstance(given, str) else shorten(given)
-    if word in _TRUE | _FALSE:
-        return word in _TRUE
-    raise SettingsError(f"{name}: {shorten(given)} is not a switch; write true or false")
-
-
-def _number(name: str, given: Any, kind: Callable[[Any], Any], low: float, high: float) -> Any:
-    try:
-        if isinstance(given, bool):
-            raise ValueError
-        value = kind(given)
-    except (TypeError, ValueError, OverflowError):
-        raise SettingsError(f"{name}: {shorten(given)} is not a number from {low:g} to {high:g}") from None
-    if not low <= value <= high:
-        raise SettingsError(f"{name}: {shorten(value)} is outside {low:g} to {high:g}")
-    return value
-
-
-def _int(low: int, high: int) -> Callable[[str, Any], int]:
-    return lambda name, given: int(_number(name, given, _whole, low, high))
-
-
-def _whole(given: Any) -> int:
-    if isinstance(given, float) and not given.is_integer():
-        raise ValueError
-    return int(given)
-
-
-def _float(low: float, high: float) -> Callable[[str, Any], float]:
-    return lambda name, given: float(_number(name, given, float, low, high))
-
-
-def _duration(name: str, given: Any) -> float:
-    seconds = parse_duration(given, name=name)
-    if seconds == 0:
-        raise SettingsError(f"{name}: must be longer than 0")
-    return seconds
-
-
-def _seconds_or_zero(name: str, given: Any) -> float:
-    return parse_duration(given, name=name)
-
-
-def _name(name: str, given: Any) -> str:
-    if not isinstance(given, str) or len(given) > 255 or not given.isprintable():
-        raise SettingsError(f"{name}: {shorten(given)} is not a name of up to 255 printable characters")
-    return given
-
-
-def _choice(*allowed: str) -> Callable[[str, Any], str]:
-    def check(name: str, given: Any) -> str:
-        if given not in allowed:
-            raise SettingsError(f"{name}: {shorten(given)} is not one of {', '.join(allowed)}")
-        return str(given)
-
-    return check
-
-
-def _url(name: str, given: Any) -> str | None:
-    if given is None or given == "":
-        return None
-    if not isinstance(given, str) or _scheme(given) not in URL_SCHEMES:
-        raise SettingsError(
-            f"{name}: must be a URL that starts with one of {', '.join(s + '://' for s in URL_SCHEMES)}"
-        )
-    return given
-
-
-def _scheme(url: str) -> str:
-    try:
-        return urlsplit(url).scheme
-    except ValueError:  # such as a bracket that is not closed
-        return ""
-
-
-def _namespace(name: str, given: Any) -> str:
-    if not isinstance(given, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]{1,32}", given):
-        raise SettingsError(f"{name}: {shorten(given)} must be 1 to 32 of A-Z a-z 0-9 _ . -")
-    return given
-
-
-def _hash(name: str, given: Any) -> str:
-    """Any name that hashlib knows with a fixed digest of 128 bits at least."""
-    try:
-        size = hashlib.new(given).digest_size
-    except (TypeError, ValueError):
-        raise SettingsError(f"{name}: hashlib knows no {shorten(given)}") from None
-    if size < 16:
-        raise SettingsError(f"{name}: {shorten(given)} has no fixed digest of 128 bits or more")
-    return str(given)
-
-
-def _secret(name: str, given: Any) -> bytes | None:
-    if given is None or given == "" or given == b"":
-        return None
-    secret = given.encode() if isinstance(given, str) else given
-    if not isinstance(secret, bytes) or not 16 <= len(secret) <= 64:
-        raise SettingsError(f"{name}: must be 16 to 64 bytes")
-    return secret
-
-
-def _ttls(name: str, given: Any) -> Mapping[str, float]:
-    if not isinstance(given, Mapping):
-        raise SettingsError(f"{name}: must map an operation to a duration, such as {{'summarize': '2h'}}")
-    return {**OPERATION_TTLS_S, **{str(op): _duration(f"{name}[{shorten(op)}]", ttl) for op, ttl in given.items()}}
-
-
-def _tiers(name: str, given: Any) -> Mapping[str, int]:
-    if not isinstance(given, Mapping) or list(given) != list(TEXT_TIERS):
-        raise SettingsError(
-            f"{name}: must give {', '.join(TEXT_TIERS)} in this order, each an upper limit in characters"
-        )
-    limits = [_int(1, 2**40)(f"{name}[{tier!r}]", limit) for tier, limit in given.items()]
-    if sorted(set(limits)) != limits:
-        raise SettingsError(f"{name}: the limits must rise")
-    return dict(zip(given, limits, strict=True))
-
-
-def _tier_names(name: str, given: Any) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else tuple(given)
-    if unknown := set(names) - {*TEXT_TIERS, "xlarge"}:
-        raise SettingsError(f"{name}: {sorted(unknown)} is not among {', '.join(TEXT_TIERS)}, xlarge")
-    return names
-
-
-def _level(name: str, given: Any) -> int | None:
-    return None if given is None or given == "" else int(_number(name, given, _whole, 1, 22))
 
 
 def _setting(default: Any, check: Callable[[str, Any], Any], doc: str, *, env: bool = True, show: bool = True) -> Any:
@@ -191,90 +49,112 @@ class Settings:
     """
 
     url: str | None = _setting(
-        None, _url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required.", show=False
+        None, checks.url, "Redis or Valkey server of the cache, such as `redis://cache:6379/0`. Required.", show=False
     )
-    share_backend: bool = _setting(False, _bool, "Use the result backend's server when `aicache_url` is not set.")
+    share_backend: bool = _setting(
+        False, checks.switch, "Use the result backend's server when `aicache_url` is not set."
+    )
     namespace: str = _setting(
-        "aicache", _namespace, "Start of every key; one per application that must not share answers."
+        "aicache", checks.namespace, "Start of every key; one per application that must not share answers."
     )
     secret: bytes | None = _setting(
         None,
-        _secret,
+        checks.secret,
         "16 to 64 bytes that key the digests, so that a dump of the server does not confirm a guessed prompt.",
         show=False,
     )
-    hash: str = _setting("sha256", _hash, "Digest of the keys: any name hashlib knows, 128 bits or more.")
-    disabled: bool = _setting(False, _bool, "Switch the cache off: every call runs its body.")
-    eager: bool = _setting(False, _bool, "Use the cache under `task_always_eager` too.")
-    strict: bool = _setting(False, _bool, "Raise our own bugs instead of counting them; for tests.")
+    hash: str = _setting("sha256", checks.digest, "Digest of the keys: any name hashlib knows, 128 bits or more.")
+    disabled: bool = _setting(False, checks.switch, "Switch the cache off: every call runs its body.")
+    eager: bool = _setting(False, checks.switch, "Use the cache under `task_always_eager` too.")
+    strict: bool = _setting(False, checks.switch, "Raise our own bugs instead of counting them; for tests.")
 
     ttl: float = _setting(
-        DEFAULT_TTL_S, _duration, "How long an answer lives when its policy and `aicache_ttls` do not say."
+        DEFAULT_TTL_S, checks.duration, "How long an answer lives when its policy and `aicache_ttls` do not say."
     )
-    ttls: Mapping[str, float] = _mapping_setting(OPERATION_TTLS_S, _ttls, "Lifetime by operation.")
-    jitter: float = _setting(0.0, _float(0.0, 0.5), "Shorten each lifetime by a random part up to this fraction.")
+    ttls: Mapping[str, float] = _mapping_setting(OPERATION_TTLS_S, checks.ttls, "Lifetime by operation.")
+    jitter: float = _setting(
+        0.0, checks.number(0.0, 0.5), "Shorten each lifetime by a random part up to this fraction."
+    )
 
-    compression: str = _setting("zstd", _choice("zstd", "zlib", "none"), "How bodies are compressed.")
-    compression_level: int | None = _setting(None, _level, "Level; by default 3 for zstd and 6 for zlib.")
+    compression: str = _setting("zstd", checks.choice("zstd", "zlib", "none"), "How bodies are compressed.")
+    compression_level: int | None = _setting(None, checks.level, "Level; by default 3 for zstd and 6 for zlib.")
     compression_threshold_bytes: int = _setting(
-        1000, _int(0, 2**31), "Bodies of up to this size are stored as they are."
+        1000, checks.whole(0, 2**31), "Bodies of up to this size are stored as they are."
     )
     max_entry_bytes: int = _setting(
-        16 * 2**20, _int(64, 2**31 - 1), "Larger answers are not stored, larger entries not read."
+        16 * 2**20, checks.whole(64, 2**31 - 1), "Larger answers are not stored, larger entries not read."
     )
 
-    budget_ms: float = _setting(50.0, _float(1.0, 60_000.0), "Store time that one task call may spend in all.")
-    connect_ms: float = _setting(250.0, _float(1.0, 60_000.0), "Time for a process's first connection.")
-    breaker_min_s: float = _setting(1.0, _duration, "How long the breaker stays open after the first fault.")
-    breaker_max_s: float = _setting(30.0, _duration, "The longest that the breaker stays open between two probes.")
+    budget_ms: float = _setting(50.0, checks.number(1.0, 60_000.0), "Store time that one task call may spend in all.")
+    connect_ms: float = _setting(250.0, checks.number(1.0, 60_000.0), "Time for a process's first connection.")
+    breaker_min_s: float = _setting(1.0, checks.duration, "How long the breaker stays open after the first fault.")
+    breaker_max_s: float = _setting(
+        30.0, checks.duration, "The longest that the breaker stays open between two probes."
+    )
 
-    l1_entries: int = _setting(0, _int(0, 10_000_000), "Entries that each process keeps in memory; 0 is off.")
-    l1_bytes: int = _setting(64 * 2**20, _int(0, 2**40), "Bytes that each process keeps in memory.")
+    l1_entries: int = _setting(0, checks.whole(0, 10_000_000), "Entries that each process keeps in memory; 0 is off.")
+    l1_bytes: int = _setting(64 * 2**20, checks.whole(0, 2**40), "Bytes that each process keeps in memory.")
     l1_tiers: tuple[str, ...] = _setting(
-        ("small", "medium", "large", "xlarge"), _tier_names, "Text tiers kept in memory."
+        ("small", "medium", "large", "xlarge"), checks.tier_names, "Text tiers kept in memory."
     )
 
     text_tiers: Mapping[str, int] = _mapping_setting(
-        TEXT_TIERS, _tiers, "Upper limits of the text tiers, in characters."
+        TEXT_TIERS, checks.tiers, "Upper limits of the text tiers, in characters."
     )
     text_hash_threshold: int = _setting(
-        1000, _int(1, 2**31), "Texts longer than this are of size class `large` in key timings."
+        1000, checks.whole(1, 2**31), "Texts longer than this are of size class `large` in key timings."
     )
-    retention_s: float = _setting(3600.0, _duration, "How long timings stay in a process's arrays.")
-    max_measurements: int = _setting(1000, _int(1, 10_000_000), "The newest timings kept in each array.")
-    memory_warning_bytes: int = _setting(50 * 2**20, _int(1, 2**50), "Cache size from which a warning is given.")
-    memory_critical_bytes: int = _setting(100 * 2**20, _int(1, 2**50), "Cache size from which the warning is critical.")
+    retention_s: float = _setting(3600.0, checks.duration, "How long timings stay in a process's arrays.")
+    max_measurements: int = _setting(1000, checks.whole(1, 10_000_000), "The newest timings kept in each array.")
+    memory_warning_bytes: int = _setting(
+        50 * 2**20, checks.whole(1, 2**50), "Cache size from which a warning is given."
+    )
+    memory_critical_bytes: int = _setting(
+        100 * 2**20, checks.whole(1, 2**50), "Cache size from which the warning is critical."
+    )
 
     samples: str = _setting(
         "batched",
-        _choice("batched", "durable", "off"),
+        checks.choice("batched", "durable", "off"),
         "How timings reach the summary records: in batches; each call's before it returns; not at all.",
     )
-    ship_every: int = _setting(32, _int(1, 256), "Timings that make a batch due.")
-    ship_after_s: float = _setting(1.0, _duration, "Age of a timing that makes its batch due.")
+    ship_every: int = _setting(32, checks.whole(1, 256), "Timings that make a batch due.")
+    ship_after_s: float = _setting(1.0, checks.duration, "Age of a timing that makes its batch due.")
     buffer_samples: int = _setting(
-        10_000, _int(256, 10_000_000), "Timings that a process keeps while they cannot be sent; the oldest go first."
+        10_000,
+        checks.whole(256, 10_000_000),
+        "Timings that a process keeps while they cannot be sent; the oldest go first.",
     )
-    inbox_bytes: int = _setting(64 * 2**20, _int(2**20, 2**40), "What may wait in Redis for the roll-up.")
+    inbox_bytes: int = _setting(64 * 2**20, checks.whole(2**20, 2**40), "What may wait in Redis for the roll-up.")
 
     rollup_period_s: float = _setting(
-        60.0, _seconds_or_zero, "How often beat sends the roll-up; 0 leaves the schedule to you."
+        60.0, checks.duration_or_zero, "How often beat sends the roll-up; 0 leaves the schedule to you."
     )
-    rollup_queue: str = _setting("", _name, "Queue of the roll-up; empty is the application's default queue.")
+    rollup_queue: str = _setting("", checks.label, "Queue of the roll-up; empty is the application's default queue.")
     rollup_expires_s: float = _setting(
-        0.0, _seconds_or_zero, "When a roll-up that no worker took is dropped; 0 is ten periods, ten minutes at least."
+        0.0,
+        checks.duration_or_zero,
+        "When a roll-up that no worker took is dropped; 0 is ten periods, ten minutes at least.",
     )
-    keep_minutes_s: float = _setting(172_800.0, _duration, "How long records of a minute are kept.")
-    keep_hours_s: float = _setting(5_184_000.0, _duration, "How long records of an hour are kept.")
-    keep_days_s: float = _setting(63_072_000.0, _duration, "How long records of a day are kept.")
+    keep_minutes_s: float = _setting(172_800.0, checks.duration, "How long records of a minute are kept.")
+    keep_hours_s: float = _setting(5_184_000.0, checks.duration, "How long records of an hour are kept.")
+    keep_days_s: float = _setting(63_072_000.0, checks.duration, "How long records of a day are kept.")
 
-    alert_window_s: float = _setting(300.0, _duration, "Span that the alerts on slow steps and the hit rate look at.")
-    slow_key_ms: float = _setting(100.0, _float(0.001, 3_600_000.0), "A key that took longer is slow.")
-    slow_operation_ms: float = _setting(50.0, _float(0.001, 3_600_000.0), "A look-up or store that took longer is slow.")
-    invalidations_warning_per_hour: int = _setting(50, _int(1, 2**31), "Invalidations in an hour that give a warning.")
-    invalidations_critical_per_hour: int = _setting(100, _int(1, 2**31), "… and from which it is critical.")
-    hit_rate_floor: float = _setting(0.0, _float(0.0, 1.0), "A hit rate below this gives a warning; 0 is off.")
-    hit_rate_min_lookups: int = _setting(100, _int(1, 2**31), "Fewer look-ups than this say nothing of the hit rate.")
+    alert_window_s: float = _setting(
+        300.0, checks.duration, "Span that the alerts on slow steps and the hit rate look at."
+    )
+    slow_key_ms: float = _setting(100.0, checks.number(0.001, 3_600_000.0), "A key that took longer is slow.")
+    slow_operation_ms: float = _setting(
+        50.0, checks.number(0.001, 3_600_000.0), "A look-up or store that took longer is slow."
+    )
+    invalidations_warning_per_hour: int = _setting(
+        50, checks.whole(1, 2**31), "Invalidations in an hour that give a warning."
+    )
+    invalidations_critical_per_hour: int = _setting(100, checks.whole(1, 2**31), "… and from which it is critical.")
+    hit_rate_floor: float = _setting(0.0, checks.number(0.0, 1.0), "A hit rate below this gives a warning; 0 is off.")
+    hit_rate_min_lookups: int = _setting(
+        100, checks.whole(1, 2**31), "Fewer look-ups than this say nothing of the hit rate."
+    )
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
