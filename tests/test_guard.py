@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from aicache_tasks.errors import BreakerOpen, StoreError, StoreRefused, StoreUnavailable
-from aicache_tasks.stores.base import NO_FENCE, Budget
+from aicache_tasks.stores.base import NO_FENCE, REFUSED, Budget, Receipt, Shipment
 from aicache_tasks.stores.guard import PROBE_S, Breaker, BudgetSpent, Guard
 from aicache_tasks.stores.memory import MemoryStore
 
@@ -310,3 +310,116 @@ class TestGuard:
                 took_s.append(time.perf_counter() - began)
         assert len(took_s) == 1_000
         assert sorted(took_s)[500] < 20e-6
+
+
+class ShippingStore(MemoryStore):
+    """A store in memory that takes samples: `receipt` is what becomes of them."""
+
+    receipt: Receipt = 1
+
+    def carry(self, keys: Sequence[str], shipment: Shipment, budget: Budget) -> tuple[list[bytes | None], Receipt]:
+        return self.read(keys, budget), self.receipt
+
+    def ship(self, shipment: Shipment, budget: Budget) -> int:
+        self.read([], budget)
+        if isinstance(self.receipt, StoreError):
+            raise self.receipt
+        return self.receipt
+
+
+SHIPMENT = Shipment("{ns:s}:inbox", "{ns:s}:state", b"batch", 100)
+
+
+class ShippingBench(Bench):
+    store: ShippingStore
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.store = self.guard.store = ShippingStore(clock)
+
+    def carry(self) -> tuple[list[bytes | None], Receipt]:
+        return self.guard.carry(["k"], SHIPMENT, Budget(0.05))
+
+    def ship(self) -> int:
+        return self.guard.ship(SHIPMENT, Budget(0.05))
+
+
+class TestShipping:
+    @pytest.fixture
+    def bench(self, clock: Clock) -> ShippingBench:
+        return ShippingBench(clock)
+
+    def test_is_known_of_a_store(self, bench: ShippingBench, clock: Clock) -> None:
+        assert bench.guard.ships
+        assert not Bench(clock).guard.ships
+
+    def test_passes_values_and_receipts_through(self, bench: ShippingBench) -> None:
+        for receipt in (7, REFUSED):
+            bench.store.receipt = receipt
+            assert bench.carry() == ([None], receipt)
+            assert bench.ship() == receipt
+        assert bench.states() == ("closed", "closed")
+
+    def test_a_receipt_that_refuses_writes_stops_them_and_not_the_look_up(self, bench: ShippingBench) -> None:
+        bench.store.receipt = READ_ONLY
+        assert bench.carry() == ([None], READ_ONLY)
+        assert bench.states() == ("closed", "open")
+        with pytest.raises(BreakerOpen):
+            bench.ship()
+
+    def test_a_receipt_that_refuses_one_command_stops_nothing(self, bench: ShippingBench) -> None:
+        bench.store.receipt = WRONG_TYPE
+        assert bench.carry() == ([None], WRONG_TYPE)
+        assert bench.states() == ("closed", "closed")
+
+    def test_a_receipt_of_a_server_that_went_away_stops_both(self, bench: ShippingBench) -> None:
+        bench.store.receipt = AWAY
+        assert bench.carry() == ([None], AWAY)
+        assert bench.states() == ("open", "open")
+
+    def test_a_good_receipt_shows_that_writes_are_taken_and_a_full_inbox_does_not(self, bench: ShippingBench) -> None:
+        bench.fail(bench.write, READ_ONLY)
+        bench.store.receipt = REFUSED
+        bench.carry()
+        assert bench.states() == ("closed", "open")
+        bench.store.receipt = 1
+        bench.carry()
+        assert bench.states() == ("closed", "closed")
+
+    def test_a_look_up_that_carries_is_not_tried_while_reads_are_stopped(self, bench: ShippingBench) -> None:
+        bench.fail(bench.carry, AWAY)
+        assert bench.states() == ("open", "open")
+        with pytest.raises(BreakerOpen):
+            bench.carry()
+
+    def test_a_refused_shipment_stops_writes(self, bench: ShippingBench) -> None:
+        bench.store.receipt = READ_ONLY
+        with pytest.raises(StoreRefused):
+            bench.ship()
+        assert bench.states() == ("closed", "open")
+
+
+class TestOperate:
+    @staticmethod
+    def ask(bench: Bench) -> Callable[[str, Budget], list[bytes | None]]:
+        return lambda key, budget: bench.store.read([key], budget)
+
+    def test_passes_what_is_given_and_a_running_budget(self, bench: Bench) -> None:
+        budget = Budget(0.05)
+        assert bench.guard.operate(self.ask(bench), budget, "k") == [None]
+        assert 0.0 < budget.left_s < 0.05
+
+    def test_is_tried_while_both_are_stopped_and_lets_writes_resume(self, bench: Bench) -> None:
+        bench.fail(bench.read, AWAY)
+        bench.guard.operate(self.ask(bench), Budget(1), "k")
+        assert bench.states() == ("open", "closed")
+
+    def test_that_only_reads_does_not_say_that_writes_are_taken(self, bench: Bench) -> None:
+        bench.fail(bench.write, READ_ONLY)
+        bench.guard.operate(self.ask(bench), Budget(1), "k", writes=False)
+        assert bench.states() == ("closed", "open")
+
+    @pytest.mark.parametrize("writes", [True, False])
+    def test_that_meets_a_fault_stops_both(self, bench: Bench, writes: bool) -> None:
+        bench.fail(lambda: bench.guard.operate(self.ask(bench), Budget(1), "k", writes=writes), AWAY)
+        assert bench.states() == ("open", "open")

@@ -32,6 +32,7 @@ _REFUSES_THIS = frozenset(
     {"ERR", "WRONGTYPE", "BUSY", "NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "CROSSSLOT", "EXECABORT"}
 )
 _PREFIX = re.compile(rf"(?:^|: -?)({'|'.join(sorted(_REFUSES_WRITES | _ANSWERS_NOBODY | _REFUSES_THIS))})\b")
+_DENIED_IN_SCRIPT = re.compile(r"ACL failure in script|The user executing the script can't")
 _PREFIX_OF_CLASS: Final = {
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
@@ -144,6 +145,8 @@ def _prefix(error: BaseException) -> str:
         return ""
     if type(error) is driver.AuthenticationError:  # redis-py 6 takes the prefix away
         return "WRONGPASS" if "invalid" in str(error).lower() else "NOAUTH"
+    if _DENIED_IN_SCRIPT.search(str(error)):  # an ERR in its words, and a NOPERM in what it means
+        return "NOPERM"
     said = getattr(error, "status_code", None) or _PREFIX_OF_CLASS.get(type(error).__name__)
     found = _PREFIX.search(said if said and said != "ERR" else str(error))
     return found[1] if found else said or ""

@@ -140,7 +140,7 @@ class Inbox:
 
     def swap(self, key: str, field: str, old: bytes | None, new: bytes, budget: Budget) -> bool:
         """Set a field of a hash if it still holds *old*, or nothing for None; return whether it was set."""
-        given = [field.encode(), new] if old is None else [field.encode(), new, old]
+        given: list[str | bytes] = [field, new] if old is None else [field, new, old]
         return self._store.run("swap", [key], given, budget, number_of) == 1
 
     def aside(self, limit: int, budget: Budget) -> list[bytes]:
@@ -152,19 +152,20 @@ class Inbox:
         return self._store.ask(packed, 1, budget, lambda got: _present(got[0]), may_repeat=True)
 
 
-def _committed(keys: SampleKeys, commit: Commit) -> tuple[list[str], list[bytes]]:
+def _committed(keys: SampleKeys, commit: Commit) -> tuple[list[str], list[str | bytes]]:
     """Return keys and arguments of ``commit.lua``."""
-    own = [keys.inbox, keys.state, keys.seen, keys.ends, keys.aside]
-    places = {key: place for place, key in enumerate(dict.fromkeys(key for key, _, _ in commit.values), len(own) + 1)}
-    since = b"" if commit.since_ms is None else b"%d" % commit.since_ms
-    numbers = (commit.entries, commit.entry_bytes, MAX_ASIDE, len(commit.seen), len(commit.aside))
-    given = [commit.turn, os.urandom(TURN_BYTES), since, *(b"%d" % number for number in numbers)]
-    for process, number, ends_s in commit.seen:
-        given += (process, b"%d" % number, b"%d" % ends_s)
-    given += commit.aside
+    records: dict[str, list[str | bytes]] = {}
     for key, field, value in commit.values:
-        given += (b"%d" % places[key], field.encode(), value)
-    return [*own, *places], given
+        records.setdefault(key, []).extend((field, value))
+    since = b"" if commit.since_ms is None else b"%d" % commit.since_ms
+    numbers = (commit.entries, commit.entry_bytes, MAX_ASIDE, len(commit.aside), len(commit.seen))
+    given: list[str | bytes] = [commit.turn, os.urandom(TURN_BYTES), since, *(b"%d" % number for number in numbers)]
+    given += commit.aside
+    given += [word for process, number, _ in commit.seen for word in (process, b"%d" % number)]
+    given += [word for process, _, ends_s in commit.seen for word in (b"%d" % ends_s, process)]
+    for words in records.values():
+        given += (b"%d" % len(words), *words)
+    return [keys.inbox, keys.state, keys.seen, keys.ends, keys.aside, *records], given
 
 
 def _applied(reply: Any) -> bool:

@@ -150,7 +150,7 @@ class RedisStore:
             connection.disconnect()
 
     def run(
-        self, script: str, keys: Sequence[str], given: Sequence[bytes], budget: Budget, parse: Callable[[Any], T]
+        self, script: str, keys: Sequence[str], given: Sequence[str | bytes], budget: Budget, parse: Callable[[Any], T]
     ) -> T:
         """Run a script of ``lua/`` and return what *parse* makes of its reply; see `ask`."""
         try:

@@ -8,13 +8,26 @@
 -- ARGV[3]   since when the rest has waited, ms; empty: leave it
 -- ARGV[4]   how many entries go          ARGV[5] their length in bytes
 -- ARGV[6]   how many entries are kept aside
--- ARGV[7]   how many processes follow    ARGV[8] how many entries to set aside follow
--- ARGV[9..] process, number, end (epoch s), ...; entry, ...; place of a hash in KEYS, field, value, ...
+-- ARGV[7]   how many entries to set aside follow; ARGV[8] how many processes follow
+-- ARGV[9..] entry to set aside, ...; process, number, ...; its end (epoch s), process, ...;
+--           for each of KEYS[6..]: how many words follow, field, value, ...
 -- returns   1 applied, 0 refused; or the role of a key that is of another type, and nothing was written
 --
 -- A script that fails half way leaves its first writes in place. So types are compared before the first write, and each
--- command that an ACL may forbid is called once where it changes nothing. The first of them is one that a full server
--- takes: after it, a server at its memory limit takes the others too, and the commit makes room.
+-- command that an ACL may forbid is called once where it counts nothing: without effect, or on the turn or what is set
+-- aside. The first write is one that a full server takes: after it, a server at its memory limit takes the others too,
+-- and the commit makes room.
+
+-- Give a command *count* words of ARGV from *at* on; return where the rest begins. A hundred words at once: one call for
+-- each takes the server twice as long, and one call for thousands more than Lua's stack.
+local function put(command, key, at, count)
+  local last = at + count - 1
+  for first = at, last, 100 do
+    redis.call(command, key, unpack(ARGV, first, math.min(first + 99, last)))
+  end
+  return last + 1
+end
+
 local wanted = {'list', 'hash', 'hash', 'zset', 'list'}
 local roles = {'inbox', 'state', 'seen', 'ends', 'aside'}
 for i = 1, #KEYS do
@@ -35,18 +48,14 @@ redis.call('LTRIM', inbox, 0, -1)
 redis.call('HDEL', state, '')
 redis.call('ZADD', ends, 'XX', 0, '')
 redis.call('HSET', state, 'turn', ARGV[2])
-local at = 9 + 3 * ARGV[7]
-for i = at, at + ARGV[8] - 1 do
-  redis.call('RPUSH', aside, ARGV[i])
-end
+
+local at = put('RPUSH', aside, 9, tonumber(ARGV[7]))
 redis.call('LTRIM', aside, -ARGV[6], -1)
 
-for i = 9, at - 1, 3 do
-  redis.call('HSET', seen, ARGV[i], ARGV[i + 1])
-  redis.call('ZADD', ends, ARGV[i + 2], ARGV[i])
-end
-for i = at + ARGV[8], #ARGV, 3 do
-  redis.call('HSET', KEYS[tonumber(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
+at = put('HSET', seen, at, 2 * ARGV[8])
+at = put('ZADD', ends, at, 2 * ARGV[8])
+for i = 6, #KEYS do
+  at = put('HSET', KEYS[i], at + 1, tonumber(ARGV[at]))
 end
 redis.call('LTRIM', inbox, gone, -1)
 redis.call('HSET', state, 'bytes', waiting == 0 and '0' or string.format('%.0f', math.max(held - ARGV[5], 0)))
