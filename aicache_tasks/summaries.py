@@ -104,7 +104,7 @@ class Summaries:
             raise SettingsError("aicache_url: summary records need a Redis or Valkey server, not memory://")
         self.keys = SampleKeys(settings.namespace)
         self.inbox = Inbox(cast("RedisStore", store), self.keys)
-        self._parts = parts
+        self.parts = parts
         self._keep = Keep(settings.keep_minutes_s, settings.keep_hours_s, settings.keep_days_s)
 
     # Roll up.
@@ -122,7 +122,7 @@ class Summaries:
         """
         done, goal, taken = RolledUp(), -1, 0
         while True:
-            head = self._ask(self.inbox.head, PIECE_BYTES)
+            head = self.ask(self.inbox.head, PIECE_BYTES)
             goal = head.waiting if goal < 0 else goal
             done.waiting = head.waiting
             if not head.entries or taken >= goal:
@@ -140,7 +140,7 @@ class Summaries:
         """Return what `roll_up` would do now. Changes nothing; what comes meanwhile may or may not be in it."""
         would, offset, seen = RolledUp(), 0, dict[bytes, int]()
         while True:
-            head = self._ask(self.inbox.head, PIECE_BYTES, offset=offset)
+            head = self.ask(self.inbox.head, PIECE_BYTES, offset=offset)
             would.waiting = head.waiting
             if not head.entries:
                 return would
@@ -158,7 +158,7 @@ class Summaries:
                 batches.append(decode_batch(data))
             except PayloadError:
                 aside.append(data[:_ASIDE_BYTES])
-        known = self._ask(self.inbox.hash, self.keys.totals)
+        known = self.ask(self.inbox.hash, self.keys.totals)
         fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), map(_text, known), self._keep, MAX_OPERATIONS)
         for batch in batches:
             fold.add(batch)
@@ -169,7 +169,7 @@ class Summaries:
 
     def _seen(self, batches: Sequence[Any], known: dict[bytes, int]) -> dict[bytes, int]:
         asked = list({batch.process for batch in batches} - known.keys())
-        return known | dict(zip(asked, self._ask(self.inbox.seen, asked), strict=True))
+        return known | dict(zip(asked, self.ask(self.inbox.seen, asked), strict=True))
 
     def _commit(self, head: Head, piece: _Piece, done: RolledUp) -> bool:
         """Add *piece* to the records in one step; return whether that was done."""
@@ -186,7 +186,7 @@ class Summaries:
             aside=piece.aside + damaged,
             values=values,
         )
-        if not self._ask(self.inbox.commit, commit):
+        if not self.ask(self.inbox.commit, commit):
             done.conflicts += 1
             return False
         _note(done, piece)
@@ -200,7 +200,7 @@ class Summaries:
         for place in deltas:
             key, name = self._where(place)
             places.setdefault(key, []).append((name, place))
-        held = self._ask(self.inbox.fetch, [(key, [name for name, _ in there]) for key, there in places.items()])
+        held = self.ask(self.inbox.fetch, [(key, [name for name, _ in there]) for key, there in places.items()])
         values = []
         for (key, there), found in zip(places.items(), held, strict=True):
             for (name, place), data in zip(there, found, strict=True):
@@ -223,7 +223,7 @@ class Summaries:
 
     def _tidy(self, now_s: int) -> None:
         """Remove what is no longer kept."""
-        while self._ask(self.inbox.sweep, now_s, _FIELDS_AT_ONCE) == _FIELDS_AT_ONCE:
+        while self.ask(self.inbox.sweep, now_s, _FIELDS_AT_ONCE) == _FIELDS_AT_ONCE:
             pass
         for worker, seen_s in self._worker_times().items():
             if seen_s < now_s - WORKER_KEEP_S - _LATE_S:
@@ -234,29 +234,29 @@ class Summaries:
     def _sweep(self, kind: str, length: int, end_s: int) -> None:
         """Remove the records of windows before *end_s*, from where the last sweep ended."""
         mark = f"swept_{kind}"
-        ((held,),) = self._ask(self.inbox.fetch, [(self.keys.state, [mark])])
+        ((held,),) = self.ask(self.inbox.fetch, [(self.keys.state, [mark])])
         begin_s = int(held) if held and held.isdigit() else end_s
         end_s = min(end_s, begin_s + _SWEPT_AT_ONCE * length)
         fields = [str(start) for start in range(begin_s, end_s, length)]
         for operation in self.operations() if fields else ():
-            self._ask(self.inbox.drop_fields, self.keys.records(operation, kind), fields)
+            self.ask(self.inbox.drop_fields, self.keys.records(operation, kind), fields)
         if held is None or fields:
-            self._ask(self.inbox.swap, self.keys.state, mark, held, b"%d" % max(begin_s, end_s))
+            self.ask(self.inbox.swap, self.keys.state, mark, held, b"%d" % max(begin_s, end_s))
 
     def _forget_worker(self, worker: str) -> None:
         key = self.keys.worker(worker)
-        self._ask(self.inbox.drop_fields, key, list(self._ask(self.inbox.hash, key)))
-        self._ask(self.inbox.drop_fields, self.keys.workers, [worker])
+        self.ask(self.inbox.drop_fields, key, list(self.ask(self.inbox.hash, key)))
+        self.ask(self.inbox.drop_fields, self.keys.workers, [worker])
 
     # Read.
 
     def operations(self) -> list[str]:
         """Return the names of all operations that have records; "" is there if something concerned all of them."""
-        return sorted(map(_text, self._ask(self.inbox.hash, self.keys.totals)))
+        return sorted(map(_text, self.ask(self.inbox.hash, self.keys.totals)))
 
     def totals(self) -> dict[str, SummaryRecord]:
         """Return each operation's lifetime totals, as of the last roll-up."""
-        held = self._ask(self.inbox.hash, self.keys.totals)
+        held = self.ask(self.inbox.hash, self.keys.totals)
         named = {_text(name): data for name, data in held.items()}
         return {name: record for name in sorted(named) for record in _read(named[name], name, "total", 0)}
 
@@ -275,7 +275,7 @@ class Summaries:
 
     def workers(self) -> dict[str, list[SummaryRecord]]:
         """Return the minutes of the last hour of each worker and producer, all operations together."""
-        now_s = self._ask(self.inbox.head, 0).now_ms // 60_000 * 60
+        now_s = self.ask(self.inbox.head, 0).now_ms // 60_000 * 60
         minutes = range(now_s - WORKER_KEEP_S + 60, now_s + 60, 60)
         return {
             name: list(self._read_fields(self.keys.worker(name), minutes, name, "minute"))
@@ -285,24 +285,25 @@ class Summaries:
 
     def backlog(self) -> Backlog:
         """Return what waits, and for how long: 0 if nothing does."""
-        head = self._ask(self.inbox.head, 0)
+        head = self.ask(self.inbox.head, 0)
         age_s = max(head.now_ms - head.since_ms, 0) / 1000 if head.waiting and head.since_ms else 0.0
         return Backlog(head.waiting, head.waiting_bytes, age_s)
 
     def _read_fields(self, key: str, starts: Sequence[int], name: str, kind: str) -> Iterator[SummaryRecord]:
         for first in range(0, len(starts), _FIELDS_AT_ONCE):
             some = starts[first : first + _FIELDS_AT_ONCE]
-            (found,) = self._ask(self.inbox.fetch, [(key, [str(start) for start in some])])
+            (found,) = self.ask(self.inbox.fetch, [(key, [str(start) for start in some])])
             for start, data in zip(some, found, strict=True):
                 yield from _read(data, name, kind, start)
 
     def _worker_times(self) -> dict[str, int]:
-        held = self._ask(self.inbox.hash, self.keys.workers)
+        held = self.ask(self.inbox.hash, self.keys.workers)
         return {_text(name): int(seen) for name, seen in sorted(held.items()) if seen.isdigit()}
 
-    def _ask(self, ask: Callable[..., T], *given: Any, **named: Any) -> T:
+    def ask(self, ask: Callable[..., T], *given: Any, **named: Any) -> T:
+        """Return what *ask* does, a call of the inbox: as an operator's, with a budget of its own."""
         bound = (lambda *args: ask(*args, **named)) if named else ask
-        return self._parts.store.operate(bound, Budget(ADMIN_BUDGET_S), *given)
+        return self.parts.store.operate(bound, Budget(ADMIN_BUDGET_S), *given)
 
 
 def _note(done: RolledUp, piece: _Piece) -> None:
