@@ -14,21 +14,22 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import perf_counter_ns
 from typing import Any, Final, Literal
 
 from aicache_tasks.call import Call, Rules
-from aicache_tasks.codec import Opened
 from aicache_tasks.durations import Duration
-from aicache_tasks.errors import CorruptPayload, StoreError
+from aicache_tasks.errors import StoreError
 from aicache_tasks.identity import Identities
 from aicache_tasks.invalidation import Invalidator
-from aicache_tasks.lookup import Hit, Lookup
+from aicache_tasks.lookup import Hit, Lookup, entry_of
 from aicache_tasks.monitor import CachePerformanceMonitor
+from aicache_tasks.outbox import producer_name
 from aicache_tasks.overview import overview
 from aicache_tasks.parts import make_parts, wall_ms
 from aicache_tasks.policy import CachePolicy, PolicyRegistry, directives_from
 from aicache_tasks.publish import Publisher
-from aicache_tasks.records import MISS, CacheEntry, EntryMeta, Miss, Sample
+from aicache_tasks.records import MISS, CacheEntry, Miss
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import Store
 
@@ -54,6 +55,8 @@ class AIResponseCache:
         policies: registry of the operations' policies.
         now_ms: wall clock, ms since the epoch.
         mono_s: monotonic clock, seconds.
+        ship: send the timings to the summary records, unless ``aicache_samples`` is off or the store takes none.
+        origin: names this process in the records; by default ``producer@`` and the host's name.
 
     Raises:
         SettingsError: a value is not allowed, or there is no server.
@@ -77,6 +80,8 @@ class AIResponseCache:
         policies: PolicyRegistry | None = None,
         now_ms: Callable[[], int] = wall_ms,
         mono_s: Callable[[], float] = time.monotonic,
+        ship: bool = False,
+        origin: Callable[[], str] | None = None,
     ) -> None:
         given = {
             "aicache_url": redis_url,
@@ -91,7 +96,10 @@ class AIResponseCache:
         }
         self.settings = (settings or Settings()).updated({k: v for k, v in given.items() if v is not None})
         self.policies = policies or PolicyRegistry()
-        self.parts = make_parts(self.settings, store, performance_monitor, now_ms, mono_s)
+        self.parts = make_parts(
+            self.settings, store, performance_monitor, now_ms, mono_s, (origin or producer_name) if ship else None
+        )
+        self.samples, self._outbox = self.parts.samples, self.parts.outbox
         self.monitor, self.keys = self.parts.monitor, self.parts.keys
         self._lookup, self._publisher = Lookup(self.parts), Publisher(self.parts)
         self._identities = Identities(self.settings, self.policies, self.keys)
@@ -108,7 +116,8 @@ class AIResponseCache:
         except Exception as error:  # noqa: BLE001 - a bug of ours must not fail a task
             self.parts.errors.caught(error, "lookup")
             call.status, call.reason = "error", "internal_error"
-            self._record(call.key.operation, "get", call.status, call.reason)
+            if not quiet:
+                self.samples.record(call.lookup_sample(self.parts.now_ms() / 1000))
             return MISS
 
     def publish(self, call: Call, value: Any) -> None:
@@ -118,7 +127,7 @@ class AIResponseCache:
         except Exception as error:  # noqa: BLE001 - a bug of ours, or of store_if, must not fail a task
             self.parts.errors.caught(error, "publish")
             call.set_status, call.set_reason = "failed", "internal_error"
-            self._record(call.key.operation, "set", call.set_status, call.set_reason)
+            self.samples.noted(call.key.operation, "set", call.set_status, call.set_reason)
 
     def skip(self, call: Call, reason: str) -> None:
         """Note that the answer of *call* was not stored."""
@@ -127,13 +136,14 @@ class AIResponseCache:
     def computed(self, call: Call, duration_ns: int) -> None:
         """Note what the body of *call* took."""
         call.compute_ns = duration_ns
-        self.monitor.record(call.sample(self.parts.now_ms() / 1000, "compute", call.status, call.reason, duration_ns))
+        self.samples.computed(call)
 
     def bypassed(self, operation: str, error: Exception | None = None) -> None:
         """Count a call that went past the cache: it was asked to, or *error* says why it cannot be keyed."""
         if error is not None:
             self.parts.errors.bypassed(operation, error)
-        self._record(operation, "get", "bypass", "")
+        self.samples.noted(operation, "get", "bypass", "")
+        self.samples.acknowledge(self.parts.budget())
 
     def rules(self, operation: str, policy: CachePolicy) -> Rules:
         """Return what *policy* and the settings say about storing answers of *operation*."""
@@ -153,8 +163,10 @@ class AIResponseCache:
         vary: Any = None,
     ) -> str:
         """Return the whole Redis key of a call; raises `KeyEncodingError` as `CacheKeyGenerator` does."""
-        known = self._identities.of(operation)
-        return self._identities.key(known, text, operation, options, question, version, tenant, vary).redis_key
+        known, started = self._identities.of(operation), perf_counter_ns()
+        key = self._identities.key(known, text, operation, options, question, version, tenant, vary)
+        self.samples.keyed(key, perf_counter_ns() - started)
+        return key.redis_key
 
     def get_cached_response(
         self,
@@ -169,7 +181,11 @@ class AIResponseCache:
     ) -> Any:
         """Return the stored answer, None if there is none. `lookup` tells a stored None from none."""
         call = self._call(text, operation, options, question, version, tenant, tags)
-        hit = MISS if call is None else self.find(call)
+        if call is None:
+            return None
+        hit = self.find(call)
+        if self.samples.are_durable:
+            self.samples.acknowledge(call.budget)
         return None if hit is MISS else hit.value
 
     def lookup(
@@ -205,6 +221,7 @@ class AIResponseCache:
             return MISS
         call.directives = directives
         hit = self.find(call)
+        self.samples.acknowledge(call.budget)
         return MISS if hit is MISS else self.entry(call, hit)
 
     def cache_response(
@@ -234,6 +251,7 @@ class AIResponseCache:
             return
         call.directives = directives
         self.store_now(call, response)
+        self.samples.acknowledge(call.budget)
 
     def store_now(self, call: Call, value: Any) -> None:
         """Store *value* with no look-up before it: whatever was invalidated until now does not count."""
@@ -247,27 +265,7 @@ class AIResponseCache:
 
     def entry(self, call: Call, hit: Hit) -> CacheEntry:
         """Return *hit* as people see it."""
-        meta, opened = self._meta(hit.opened), hit.opened
-        return CacheEntry(
-            value=hit.value,
-            age_s=call.age_s,
-            ttl_s=max(opened.expires_ms - self.parts.now_ms(), 0) / 1000,
-            raw_bytes=opened.raw_bytes,
-            stored_bytes=opened.stored_bytes,
-            compute_s=meta.compute_ns / 1e9,
-            model=meta.model,
-            usage=meta.usage,
-            cost=meta.cost,
-            key=call.key.redis_key,
-            operation=call.key.operation,
-            source="memory" if call.source == "memory" else "redis",
-        )
-
-    def _meta(self, opened: Opened) -> EntryMeta:
-        try:
-            return self.parts.codec.meta(opened)
-        except CorruptPayload:  # written by another deployment: the answer itself is sound
-            return EntryMeta()
+        return entry_of(call, hit, self.parts.now_ms())
 
     # Invalidation.
 
@@ -347,7 +345,9 @@ class AIResponseCache:
         self.monitor.reset_stats()
 
     def close(self) -> None:
-        """Drop this process's connections."""
+        """Send the timings that wait, if they are shipped, and drop this process's connections."""
+        if self._outbox is not None:
+            self._outbox.flush()
         self.parts.store.close()
 
     # From an identity to a call.
@@ -367,22 +367,26 @@ class AIResponseCache:
         """Return the call, or None if its arguments cannot be keyed: then it has no entry."""
         known = self._identities.of(operation)
         try:
-            key = self._identities.key(known, text, operation, options, question, version, tenant)
             names = self._identities.tags(known, text, operation, options, question, tags)
+            started = perf_counter_ns()
+            key = self._identities.key(known, text, operation, options, question, version, tenant)
         except Exception as error:  # noqa: BLE001 - whatever vary=, tenant= or tags= raise, nobody fails
             self.parts.errors.bypassed(operation, error)
             if step != "invalidate":
-                self._record(operation, step, *(("bypass", "") if step == "get" else ("skipped", "bypass")))
+                self.samples.noted(operation, step, *(("bypass", "") if step == "get" else ("skipped", "bypass")))
+                self.samples.acknowledge(self.parts.budget())
             return None
-        return Call(key, names, known.rules, self.parts.budget())
-
-    def _record(self, operation: str, step: str, status: str, reason: str) -> None:
-        """Leave the sample of a step that took no time."""
-        self.monitor.record(Sample(self.parts.now_ms() / 1000, operation, step, status, reason, 0))
+        call = Call(key, names, known.rules, self.parts.budget())
+        call.key_ns = perf_counter_ns() - started
+        if step != "get":
+            self.samples.keyed(key, call.key_ns)
+        return call
 
     def after_fork(self) -> None:
         """In a forked child: the timings are the parent's, and threads that are not here may have held the locks."""
         self.monitor.reset_stats()
+        if self._outbox is not None:
+            self._outbox.after_fork()
         if self.parts.local is not None:
             self.parts.local.after_fork()
 

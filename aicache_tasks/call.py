@@ -47,6 +47,7 @@ class Call:
     key_ns = get_ns = decode_ns = compute_ns = set_ns = 0
     raw_bytes = stored_bytes = 0
     age_s = 0.0
+    meta_bytes = b""  # of the entry that was hit
     asked_s = 0.0  # monotonic, before the tokens were read: until when L1 may trust them counts from here
     held: tuple[StoreReason, str] | None = None  # reason and detail of the fault that leaves no tokens
     kept = False
@@ -77,6 +78,27 @@ class Call:
         key, raw, stored = self.key, self.raw_bytes, self.stored_bytes
         what = key.text_length, key.text_tier, raw, stored
         return Sample(at_s, key.operation, step, status, reason, duration_ns, *what, extra=extra)
+
+    def lookup_sample(self, at_s: float, extra: Mapping[str, Any] = NO_EXTRA) -> Sample:
+        """Return the timing of the look-up, which bears those of its key and of decoding."""
+        key = self.key
+        return Sample(
+            at_s,
+            key.operation,
+            "get",
+            self.status,
+            self.reason,
+            self.get_ns,
+            key.text_length,
+            key.text_tier,
+            self.raw_bytes,
+            self.stored_bytes,
+            self.key_ns,
+            self.decode_ns,
+            int(self.age_s * 1000),
+            self.meta_bytes,
+            extra,
+        )
 
     def meta(self) -> EntryMeta:
         """Return what the frame will say about its body."""

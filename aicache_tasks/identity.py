@@ -66,7 +66,7 @@ class Identities:
         tenant: str | None,
         vary: Any = None,
     ) -> CacheKey:
-        """Return the key of a call; what the caller left out comes from the policy.
+        """Return the key of a call, untimed; what the caller left out comes from the policy.
 
         Raises:
             KeyEncodingError: an argument has no encoding.
@@ -81,7 +81,7 @@ class Identities:
         elif tenant is None:
             tenant = policy.tenant_of({})
         version = policy.version if version is None else version
-        return self._keys.key(text, operation, options, question, version=version, tenant=tenant, vary=vary)
+        return self._keys.make(text, operation, options, question, version=version, tenant=tenant, vary=vary)
 
     def tags(
         self,

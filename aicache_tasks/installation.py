@@ -1,8 +1,8 @@
 """
 `install(app)`: what an application needs beside the task base class.
 
-In: a Celery application.   Out: the same, with redacted sends, settings checked at worker start, and a warning when a
-task's body changed and its version did not.
+In: a Celery application.   Out: the same, with redacted sends, a roll-up in beat's schedule, settings checked at worker
+start, and a warning when a task's body changed and its version did not.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from typing import Any
 
 from celery import bootsteps, signals
 
+from aicache_tasks.beat import add_rollup, roll_up, since_asked_s
 from aicache_tasks.errors import StoreError
+from aicache_tasks.fallback import Fallback
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.outbox import flush_all
 from aicache_tasks.policy import AUTO_VERSION, CachePolicy
 from aicache_tasks.redaction import redact_canvas, redact_sends
-from aicache_tasks.runtime import Runtime, hide_secrets, runtime_of
+from aicache_tasks.runtime import Runtime, hide_secrets, name_worker, runtime_of
 from aicache_tasks.stores.base import Budget
+from aicache_tasks.summaries import Summaries
 
 log = logging.getLogger("aicache_tasks")
 
@@ -33,12 +37,38 @@ def install(app: Any) -> Any:
     >>> app = install(Celery("shop", broker="memory://"))
     """
     redact_sends(app)
+    runtime_of(app).ships = True
     app.on_after_finalize.connect(_redact_canvas)
     if app.finalized:
         redact_canvas(app)
     app.steps["worker"].add(AICacheStep)
+    add_rollup(app)
     signals.import_modules.connect(_hide_secrets)  # before `celery report` and workers show the configuration
+    _watch_processes()
     return app
+
+
+def _watch_processes() -> None:
+    """Have what waits sent when a process ends. Nothing is sent in ``worker_shutting_down``: a signal handler sends it.
+
+    A prefork child ends with no other hook than ``worker_process_shutdown``; every other process with `atexit`.
+    """
+    signals.worker_process_init.connect(_name_worker)
+    signals.worker_process_shutdown.connect(_send_the_last)
+    signals.worker_shutdown.connect(_send_what_waits)
+
+
+def _name_worker(sender: Any = None, **_: Any) -> None:
+    if isinstance(sender, str):
+        name_worker(sender)
+
+
+def _send_the_last(**_: Any) -> None:
+    flush_all(last=True)
+
+
+def _send_what_waits(**_: Any) -> None:
+    flush_all()
 
 
 def _redact_canvas(sender: Any, **_: Any) -> None:
@@ -60,21 +90,41 @@ class AICacheStep(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
+        runtime_of(parent.app).worker = getattr(parent, "hostname", None) or ""
         redact_canvas(parent.app)  # for tasks that were made after the application was finalized
         warn_of_useless_policies(parent.app)
+        self._fallback: Fallback | None = None
         self._in_use = bool(cached_tasks(parent.app)) and not runtime_of(parent.app).settings.disabled
         if self._in_use:
             for task in cached_tasks(parent.app):
                 _ = task.cache.plan
 
     def start(self, parent: Any) -> None:
-        """Compare the tasks' bodies with those that stored the answers in the cache."""
+        """Compare the tasks' bodies with those that stored the answers, and look after the roll-up."""
         if self._in_use:
             warn_of_changed_bodies(parent.app, runtime_of(parent.app))
+            self._fallback = start_fallback(parent.app)
 
     def stop(self, parent: Any) -> None:
-        """Drop the main process's connections."""
+        """Stop what runs in the main process, and drop its connections."""
+        if self._fallback is not None:
+            self._fallback.stop()
         runtime_of(parent.app).close()
+
+
+def start_fallback(app: Any) -> Fallback | None:
+    """Have this worker roll up where beat does not; nothing if its samples stay here."""
+    runtime = runtime_of(app)
+    if runtime.cache.parts.outbox is None:
+        return None
+    fallback = Fallback(
+        Summaries(runtime.cache.parts),
+        lambda progress: roll_up(app, asked=False, progress=progress),
+        since_asked_s,
+        runtime.settings.rollup_period_s,
+    )
+    fallback.start()
+    return fallback
 
 
 def cached_tasks(app: Any) -> list[Any]:

@@ -200,6 +200,6 @@ class Invalidator:
             extra["error"] = error.detail
         status, reason = ("failed", error.reason) if error else ("success", "")
         now_s = self._parts.now_ms() / 1000
-        self._parts.monitor.record(
+        self._parts.samples.record(
             Sample(now_s, operation, "invalidate", status, reason, perf_counter_ns() - started_ns, extra=extra)
         )

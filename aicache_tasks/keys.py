@@ -22,7 +22,15 @@ from aicache_tasks.canonical import encode_parts, register_encoder
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.records import Sample, SampleSink
 
-__all__ = ["BUCKETS", "CacheKey", "CacheKeyGenerator", "operation_slug", "register_encoder"]
+__all__ = [
+    "BUCKETS",
+    "KEY_EXTRAS",
+    "CacheKey",
+    "CacheKeyGenerator",
+    "key_sample",
+    "operation_slug",
+    "register_encoder",
+]
 
 BUCKETS: Final = 64
 """Entries of a namespace are spread over this many hash tags."""
@@ -39,12 +47,13 @@ _NO_OPTIONS: Mapping[str, Any] = {}
 _TIERS: Final[Mapping[str, int]] = {"small": 500, "medium": 5000, "large": 50_000}
 _LARGEST_TIER = "xlarge"
 
-_EXTRAS: Final = tuple(
+KEY_EXTRAS: Final[tuple[Mapping[str, Any], ...]] = tuple(
     MappingProxyType({"has_options": has_options, "has_question": has_question, "size_class": size_class})
     for size_class in ("small", "large")
     for has_question in (False, True)
     for has_options in (False, True)
 )
+"""What the timing of a key says of its call, by `CacheKey.shape`."""
 
 HashConstructor = Callable[[bytes], Any]
 
@@ -58,6 +67,8 @@ class CacheKey(NamedTuple):
     operation: str
     text_length: int
     text_tier: str
+    shape: int = 0
+    """Index of `KEY_EXTRAS`."""
 
 
 class CacheKeyGenerator:
@@ -108,7 +119,7 @@ class CacheKeyGenerator:
     ) -> str:
         """Return the whole Redis key of a call, under 200 bytes.
 
-        Args and errors: as `key`.
+        Args and errors: as `make`.
         """
         return self.key(text, operation, options, question, version=version, tenant=tenant, vary=vary).redis_key
 
@@ -123,7 +134,25 @@ class CacheKeyGenerator:
         tenant: str | None = None,
         vary: Mapping[str, Any] | None = None,
     ) -> CacheKey:
-        """Return the key of a call, and tell the sink what it took.
+        """Return the key of a call, and tell the sink what it took; arguments and errors are those of `make`."""
+        started = perf_counter_ns()
+        key = self.make(text, operation, options, question, version=version, tenant=tenant, vary=vary)
+        if self._sink is not None:
+            self._sink.record(key_sample(key, time.time(), perf_counter_ns() - started))
+        return key
+
+    def make(
+        self,
+        text: Any,
+        operation: str,
+        options: Mapping[str, Any] | None,
+        question: str | None = None,
+        *,
+        version: str | int | None = None,
+        tenant: str | None = None,
+        vary: Mapping[str, Any] | None = None,
+    ) -> CacheKey:
+        """Return the key of a call, and tell nobody.
 
         Args:
             text: usually a str; anything that can be encoded, or None.
@@ -138,20 +167,12 @@ class CacheKeyGenerator:
             KeyEncodingError: an argument has no encoding; names its path and type.
             TypeError: *operation* is not a str.
         """
-        started = perf_counter_ns()
         if type(operation) is not str:
             operation = _plain_str("operation", operation)
         options = _NO_OPTIONS if options is None else options
         digest = self._digest((self.namespace, operation, version, tenant, vary, text, question, options))
         length = len(text) if type(text) is str or type(text) is bytes else 0
-        key = self._cache_key(digest, operation, length)
-        if self._sink is not None:
-            extra = self._extra(length, question is not None, options)
-            took_ns = perf_counter_ns() - started
-            self._sink.record(
-                Sample(time.time(), operation, "key", "success", "", took_ns, length, key.text_tier, extra=extra)
-            )
-        return key
+        return self._cache_key(digest, operation, length, self._shape(length, question is not None, options))
 
     def text_tier(self, text: str | None) -> str:
         """Return ``small``, ``medium``, ``large`` or ``xlarge``.
@@ -228,11 +249,11 @@ class CacheKeyGenerator:
         digest: bytes = state.digest()
         return digest if self._secret is None else hashlib.blake2b(digest, digest_size=32, key=self._secret).digest()
 
-    def _cache_key(self, digest: bytes, operation: str, length: int) -> CacheKey:
+    def _cache_key(self, digest: bytes, operation: str, length: int, shape: int) -> CacheKey:
         bucket = digest[0] & (BUCKETS - 1)
         redis_key = f"{self._tags[bucket]}v1:{operation_slug(operation)}:{digest[:_SHOWN_DIGEST_BYTES].hex()}"
         full = digest if len(digest) == DIGEST_BYTES else digest[:DIGEST_BYTES].ljust(DIGEST_BYTES, b"\0")
-        return CacheKey(redis_key, full, bucket, operation, length, self._tier(length))
+        return CacheKey(redis_key, full, bucket, operation, length, self._tier(length), shape)
 
     def _tier(self, length: int) -> str:
         for tier, limit in self._tiers:
@@ -240,12 +261,18 @@ class CacheKeyGenerator:
                 return tier
         return _LARGEST_TIER
 
-    def _extra(self, length: int, has_question: bool, options: Any) -> Mapping[str, Any]:
+    def _shape(self, length: int, has_question: bool, options: Any) -> int:
         has_options = type(options) is not dict or len(options) > 0
-        return _EXTRAS[has_options + 2 * has_question + 4 * (length > self.text_hash_threshold)]
+        return has_options + 2 * has_question + 4 * (length > self.text_hash_threshold)
 
     def _make_token_pair(self, bucket: int, operation: str) -> tuple[str, ...]:
         return self.namespace_key(bucket), self.operation_key(bucket, operation)
+
+
+def key_sample(key: CacheKey, at_s: float, took_ns: int) -> Sample:
+    """Return the timing of *key*, for one that no look-up follows: a look-up's own sample bears its key's."""
+    what = key.text_length, key.text_tier
+    return Sample(at_s, key.operation, "key", "success", "", took_ns, *what, extra=KEY_EXTRAS[key.shape])
 
 
 @lru_cache(_OPERATIONS_REMEMBERED)

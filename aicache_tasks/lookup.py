@@ -8,23 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from time import perf_counter_ns
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from aicache_tasks.call import Call
-from aicache_tasks.codec import Opened, Tokens, fence_of, tombstone_token
+from aicache_tasks.codec import Opened, Tokens, decode_meta, fence_of, tombstone_token
 from aicache_tasks.errors import CorruptPayload, StoreError, UnknownPayload
+from aicache_tasks.keys import KEY_EXTRAS
 from aicache_tasks.local import LocalEntry
+from aicache_tasks.monitor import OF_KEY
 from aicache_tasks.parts import InternalErrors, Parts, new_token
-from aicache_tasks.records import MISS, Miss
+from aicache_tasks.records import MISS, CacheEntry, EntryMeta, Miss
+from aicache_tasks.stores.base import Budget
 
 L1_TRUST_S: Final = 1.0
 """How long an L1 entry answers before the entry and its tokens are read again."""
 L1_GRACE_S: Final = 1.0
 """How much longer it answers when they cannot be read."""
 
-_FROM_REDIS: Final[Mapping[str, Any]] = {"cache_tier": "redis", "populated_memory_cache": False}
-_FROM_REDIS_KEPT: Final[Mapping[str, Any]] = {"cache_tier": "redis", "populated_memory_cache": True}
-_FROM_MEMORY: Final[Mapping[str, Any]] = {"cache_tier": "memory"}
+
+def _by_shape(**said: Any) -> tuple[Mapping[str, Any], ...]:
+    """Return what a sample says beside its fields, by `CacheKey.shape`."""
+    return tuple(MappingProxyType({**said, OF_KEY: of_key}) for of_key in KEY_EXTRAS)
+
+
+_FROM_REDIS: Final = _by_shape(cache_tier="redis", populated_memory_cache=False)
+_FROM_REDIS_KEPT: Final = _by_shape(cache_tier="redis", populated_memory_cache=True)
+_FROM_MEMORY: Final = _by_shape(cache_tier="memory")
 
 
 class Hit(NamedTuple):
@@ -54,13 +64,17 @@ class Lookup:
         started = perf_counter_ns()
         try:
             hit = self._from_memory(call) or self._from_store(call)
-            extra = _FROM_MEMORY if call.source == "memory" else _FROM_REDIS_KEPT if call.kept else _FROM_REDIS
+            shapes = _FROM_MEMORY if call.source == "memory" else _FROM_REDIS_KEPT if call.kept else _FROM_REDIS
+            extra = shapes[call.key.shape]
+            if call.source == "memory" and self._parts.outbox is not None:
+                self._parts.outbox.relieve(call.budget)
         except StoreError as error:
             hit = self._without_store(call, error)
-            extra = {"cache_tier": "redis_unavailable", "error": error.detail}
+            of_key = KEY_EXTRAS[call.key.shape]
+            extra = {"cache_tier": "redis_unavailable", "error": error.detail, OF_KEY: of_key}
         call.get_ns = perf_counter_ns() - started
         if not quiet:
-            self._record(call, extra)
+            self._parts.samples.record(call.lookup_sample(self._parts.now_ms() / 1000, extra))
         return hit
 
     def prepare(self, call: Call) -> None:
@@ -88,7 +102,7 @@ class Lookup:
     def _from_store(self, call: Call, *, last: bool = False) -> Hit | Miss:
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
         call.asked_s = self._parts.mono_s()
-        data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
+        data, *tokens = self._read((call.key.redis_key, *token_keys), call.budget)
         try:
             return self._judge(call, data, tokens)
         except CorruptPayload:
@@ -102,6 +116,10 @@ class Lookup:
         if reason == "corrupt":
             self._remove(call, data)
         return self._missed(call, reason, token_keys, tokens)
+
+    def _read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
+        outbox = self._parts.outbox
+        return self._parts.store.read(keys, budget) if outbox is None else outbox.read(keys, budget)
 
     def _judge(self, call: Call, data: bytes | None, tokens: Sequence[bytes | None]) -> Hit:
         """Return the entry in *data* if it may answer.
@@ -140,7 +158,7 @@ class Lookup:
         if not is_valid(self._parts.errors, call, value):
             raise _Rejected("corrupt")
         call.status, call.reason, call.age_s = "hit", "", age_s
-        call.raw_bytes, call.stored_bytes = opened.raw_bytes, opened.stored_bytes
+        call.raw_bytes, call.stored_bytes, call.meta_bytes = opened.raw_bytes, opened.stored_bytes, opened.meta_bytes
         return Hit(value, opened, raw)
 
     def _in_force(self, call: Call, held: Tokens, tokens: Sequence[bytes | None]) -> bool:
@@ -205,11 +223,28 @@ class Lookup:
             call.held = error.reason, error.detail
         return hit
 
-    def _record(self, call: Call, extra: Mapping[str, Any]) -> None:
-        now_s, record = self._parts.now_ms() / 1000, self._parts.monitor.record
-        record(call.sample(now_s, "get", call.status, call.reason, call.get_ns, extra))
-        if call.decode_ns:
-            record(call.sample(now_s, "decode", call.status, call.reason, call.decode_ns))
+
+def entry_of(call: Call, hit: Hit, now_ms: int) -> CacheEntry:
+    """Return *hit*, the answer of *call*, as people see it."""
+    opened = hit.opened
+    try:
+        meta = decode_meta(opened.meta_bytes)
+    except CorruptPayload:  # written by another deployment: the answer itself is sound
+        meta = EntryMeta()
+    return CacheEntry(
+        value=hit.value,
+        age_s=call.age_s,
+        ttl_s=max(opened.expires_ms - now_ms, 0) / 1000,
+        raw_bytes=opened.raw_bytes,
+        stored_bytes=opened.stored_bytes,
+        compute_s=meta.compute_ns / 1e9,
+        model=meta.model,
+        usage=meta.usage,
+        cost=meta.cost,
+        key=call.key.redis_key,
+        operation=call.key.operation,
+        source="memory" if call.source == "memory" else "redis",
+    )
 
 
 def is_valid(errors: InternalErrors, call: Call, value: Any) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 from aicache_tasks.errors import StoreError
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.monitor import MemoryUsageMetric
 from aicache_tasks.parts import Parts
+from aicache_tasks.records import Sample
 from aicache_tasks.stores.base import Budget
 
 
@@ -18,14 +20,22 @@ def overview(parts: Parts) -> dict[str, Any]:
     """Return the statistics of a cache, and take one memory measurement if its server answers."""
     redis, memory = _server(parts), _memory(parts)
     if redis["status"] == "connected":
-        parts.monitor.record_memory_usage(
+        measured = parts.monitor.record_memory_usage(
             redis_bytes=redis["memory_used_bytes"],
             redis_entries=redis["keys"],
             memory_cache_bytes=0 if parts.local is None else parts.local.bytes,
             memory_cache_entries=memory["memory_cache_entries"],
             memory_cache_entry_limit=parts.settings.l1_entries,
         )
+        parts.samples.ship(memory_sample(measured))
     return {"redis": redis, "memory": memory, "performance": parts.monitor.get_performance_stats()}
+
+
+def memory_sample(measured: MemoryUsageMetric) -> Sample:
+    """Return a measurement that the monitor has as what is shipped of it: its time and its size."""
+    return Sample(
+        measured.timestamp, "", "memory", "success", "", 0, stored_bytes=round(measured.total_cache_size_bytes)
+    )
 
 
 def _memory(parts: Parts) -> dict[str, Any]:

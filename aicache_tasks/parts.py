@@ -6,6 +6,7 @@ In: settings and a store.   Out: `Parts`, shared by look-up, publish and invalid
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -13,11 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from aicache_tasks.codec import Codec
-from aicache_tasks.errors import KeyEncodingError
-from aicache_tasks.keys import CacheKeyGenerator
+from aicache_tasks.call import Call
+from aicache_tasks.codec import Codec, encode_meta
+from aicache_tasks.errors import KeyEncodingError, NotStorable
+from aicache_tasks.keys import CacheKey, CacheKeyGenerator, key_sample
 from aicache_tasks.local import LocalCache
 from aicache_tasks.monitor import CachePerformanceMonitor
+from aicache_tasks.outbox import Outbox
+from aicache_tasks.records import Sample
 from aicache_tasks.settings import Settings
 from aicache_tasks.signals import raised_by_handler
 from aicache_tasks.stores import open_store
@@ -102,6 +106,54 @@ def steers(error: BaseException) -> bool:
     return raised_by_handler(error, within="aicache_tasks") is not None
 
 
+class Samples:
+    """Where each sample goes: into the monitor's arrays, and to the outbox if there is one. A `SampleSink`.
+
+    Args:
+        monitor: of this process.
+        outbox: None if samples do not leave it.
+        now_ms: wall clock, ms since the epoch.
+    """
+
+    def __init__(
+        self, monitor: CachePerformanceMonitor, outbox: Outbox | None, now_ms: Callable[[], int] = wall_ms
+    ) -> None:
+        self._monitor, self._outbox, self._now_ms = monitor, outbox, now_ms
+        self.are_durable = outbox is not None and outbox.is_durable
+
+    def record(self, sample: Sample) -> None:
+        """Take *sample*. O(1); raises nothing."""
+        self._monitor.record(sample)
+        if self._outbox is not None:
+            self._outbox.add(sample)
+
+    def ship(self, sample: Sample) -> None:
+        """Take *sample*, whose measurement the monitor has already."""
+        if self._outbox is not None:
+            self._outbox.add(sample)
+
+    def keyed(self, key: CacheKey, took_ns: int) -> None:
+        """Note what *key* took, if no look-up follows that would say it."""
+        self.record(key_sample(key, self._now_ms() / 1000, took_ns))
+
+    def computed(self, call: Call) -> None:
+        """Note what the body of *call* took."""
+        sample = call.sample(self._now_ms() / 1000, "compute", call.status, call.reason, call.compute_ns)
+        with contextlib.suppress(NotStorable):  # such as a sum of tokens over 64 bits: the timing is sound
+            sample = sample._replace(meta=encode_meta(call.meta()))
+        self.record(sample)
+
+    def noted(self, operation: str, step: str, status: str, reason: str) -> None:
+        """Note a step that took no time; *operation* may be anything, if that is why."""
+        name = operation if type(operation) is str else str(operation)
+        self.record(Sample(self._now_ms() / 1000, name, step, status, reason, 0))
+
+    def acknowledge(self, budget: Budget) -> None:
+        """If samples are durable, wait until those so far are in the inbox, or *budget* is spent."""
+        if self._outbox is not None and self.are_durable:
+            self._outbox.acknowledge(budget)
+
+
 class Parts(NamedTuple):
     """What look-up, publish and invalidation share."""
 
@@ -111,6 +163,8 @@ class Parts(NamedTuple):
     store: Guard
     local: LocalCache | None
     monitor: CachePerformanceMonitor
+    samples: Samples
+    outbox: Outbox | None
     errors: InternalErrors
     now_ms: Callable[[], int] = wall_ms
     mono_s: Callable[[], float] = time.monotonic
@@ -126,6 +180,7 @@ def make_parts(
     monitor: CachePerformanceMonitor | None,
     now_ms: Callable[[], int],
     mono_s: Callable[[], float],
+    origin: Callable[[], str] | None = None,
 ) -> Parts:
     """Return the parts of a cache.
 
@@ -135,6 +190,7 @@ def make_parts(
         monitor: takes the timings; one is made if None.
         now_ms: wall clock, ms since the epoch.
         mono_s: monotonic clock, seconds.
+        origin: names this process to who reads its samples; None keeps them here.
 
     Raises:
         SettingsError: there is no server.
@@ -142,12 +198,20 @@ def make_parts(
     monitor = monitor if monitor is not None else _monitor(settings, now_ms)
     local = LocalCache(settings.l1_entries, settings.l1_bytes, clock=mono_s, now_ms=now_ms)
     store = store if store is not None else open_store(settings.require_url(), connect_s=settings.connect_ms / 1000)
+    guard = Guard(
+        store,
+        reads=Breaker("reads", settings.breaker_min_s, settings.breaker_max_s),
+        writes=Breaker("writes", settings.breaker_min_s, settings.breaker_max_s),
+    )
+    ships = settings.samples != "off" and guard.ships
+    outbox = Outbox(guard, settings, origin) if ships and origin is not None else None
+    samples = Samples(monitor, outbox, now_ms)
     return Parts(
         settings=settings,
         keys=CacheKeyGenerator(
             settings.text_hash_threshold,
             settings.hash,
-            monitor,
+            samples,
             namespace=settings.namespace,
             secret=settings.secret,
             text_size_tiers=settings.text_tiers,
@@ -158,13 +222,11 @@ def make_parts(
             threshold_bytes=settings.compression_threshold_bytes,
             max_entry_bytes=settings.max_entry_bytes,
         ),
-        store=Guard(
-            store,
-            reads=Breaker("reads", settings.breaker_min_s, settings.breaker_max_s),
-            writes=Breaker("writes", settings.breaker_min_s, settings.breaker_max_s),
-        ),
+        store=guard,
         local=local if settings.l1_entries else None,
         monitor=monitor,
+        samples=samples,
+        outbox=outbox,
         errors=InternalErrors(strict=settings.strict),
         now_ms=now_ms,
         mono_s=mono_s,
@@ -178,4 +240,8 @@ def _monitor(settings: Settings, now_ms: Callable[[], int]) -> CachePerformanceM
         settings.memory_warning_bytes,
         settings.memory_critical_bytes,
         clock=lambda: now_ms() / 1000,
+        key_generation_threshold=settings.slow_key_ms / 1000,
+        cache_operation_threshold=settings.slow_operation_ms / 1000,
+        invalidation_rate_warning_per_hour=settings.invalidations_warning_per_hour,
+        invalidation_rate_critical_per_hour=settings.invalidations_critical_per_hour,
     )

@@ -113,7 +113,7 @@ class Publisher:
         )
         call.raw_bytes, call.stored_bytes = frame.raw_bytes, frame.stored_bytes
         if frame.compressed:
-            self._parts.monitor.record(call.sample(now_ms / 1000, "compress", "success", "", frame.compress_ns))
+            self._parts.samples.record(call.sample(now_ms / 1000, "compress", "success", "", frame.compress_ns))
         return frame, self._local_entry(call, frame, raw)
 
     def _local_entry(self, call: Call, frame: Frame, raw: bytes) -> LocalEntry | None:
@@ -132,7 +132,7 @@ class Publisher:
 
     def _record(self, call: Call, extra: Mapping[str, Any]) -> None:
         now_s = self._parts.now_ms() / 1000
-        self._parts.monitor.record(call.sample(now_s, "set", call.set_status, call.set_reason, call.set_ns, extra))
+        self._parts.samples.record(call.sample(now_s, "set", call.set_status, call.set_reason, call.set_ns, extra))
 
 
 def _unfenced(call: Call) -> StoreError:

@@ -14,6 +14,7 @@ import weakref
 from typing import Any, Final
 
 from aicache_tasks.cache import AIResponseCache
+from aicache_tasks.outbox import producer_name
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.settings import PREFIX, Settings, hide
 
@@ -34,6 +35,10 @@ class Runtime:
         self._settings: Settings | None = None
         self._cache: AIResponseCache | None = None
         self._eager_keys: tuple[str, ...] = ()
+        self.ships = False
+        """Whether timings go to the summary records: the application was given to `install`."""
+        self.worker = ""
+        """Node name of the worker whose process this is."""
 
     @property
     def settings(self) -> Settings:
@@ -45,7 +50,7 @@ class Runtime:
         if self._settings is None:
             app = self._app()
             assert app is not None, "the application is gone"
-            self._settings = _read(app)
+            self._settings = read_settings(app)
             hide_secrets(app)
         return self._settings
 
@@ -59,8 +64,13 @@ class Runtime:
         if self._cache is None:
             with _LOCK:
                 if self._cache is None:
-                    self._cache = AIResponseCache(settings=self.settings, policies=self.policies)
+                    self._cache = AIResponseCache(
+                        settings=self.settings, policies=self.policies, ship=self.ships, origin=self._origin
+                    )
         return self._cache
+
+    def _origin(self) -> str:
+        return self.worker or producer_name()
 
     def always_eager(self) -> bool:
         """Say whether tasks of the application run where they are called."""
@@ -92,6 +102,12 @@ def runtime_of(app: Any) -> Runtime:
         return _RUNTIMES.setdefault(app, Runtime(app))
 
 
+def name_worker(worker: str) -> None:
+    """Tell this process whose it is, where it was not forked from a worker that knew."""
+    for runtime in list(_RUNTIMES.values()):
+        runtime.worker = runtime.worker or worker
+
+
 def reset_runtime(app: Any) -> None:
     """Forget the runtime of *app* and what its tasks made of it, so that changed settings are read; for tests."""
     found = _RUNTIMES.get(app)
@@ -114,7 +130,8 @@ def _watch_forks() -> None:
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _read(app: Any) -> Settings:
+def read_settings(app: Any) -> Settings:
+    """Return the settings of *app* as they are now; raises `SettingsError` for a wrong one."""
     settings = Settings.from_mapping(_given(app), os.environ)
     if settings.url is None and settings.share_backend:
         settings = settings.updated({"aicache_url": settings.require_url(app.conf.result_backend)})

@@ -118,6 +118,7 @@ class TaskCache:
         """Store *value* as the answer of a call; return whether it is stored."""
         call = self._call(args, kwargs, NO_DIRECTIVES)
         self.plan.cache.store_now(call, value)
+        self.plan.cache.samples.acknowledge(call.budget)
         return call.set_status == "success"
 
     def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
@@ -143,6 +144,7 @@ class TaskCache:
             call = self._keyed(plan, args, kwargs, Directives(only_if_cached=True))
         except Exception as error:  # noqa: BLE001 - whatever vary=, tenant= or tags= raise, the call would bypass
             return Explanation("bypass", _why_not(error), operation=plan.operation, version=plan.version)
+        plan.cache.samples.keyed(call.key, call.key_ns)
         names = [n for n, v in (("text", text), ("question", question)) if v is not None]
         return self._explained(plan, call, (*names, *map(str, options)))
 
@@ -198,6 +200,8 @@ class TaskCache:
             return self._past("bypass", body, args, kwargs, directives, request)
         hit = plan.cache.find(call)
         self._note(call.info(), request)
+        if plan.cache.samples.are_durable and (hit is not MISS or directives.only_if_cached):
+            plan.cache.samples.acknowledge(call.budget)
         if hit is not MISS:
             return hit.value
         self._refuse_to_compute(directives)
@@ -231,12 +235,14 @@ class TaskCache:
         except BaseException:
             plan.cache.skip(call, "body_failed")
             self._note(call.info(), request)
+            plan.cache.samples.acknowledge(call.budget)
             raise
         finally:
             CURRENT.reset(token)
         plan.cache.computed(call, perf_counter_ns() - started)
         plan.cache.publish(call, value)
         self._note(call.info(), request)
+        plan.cache.samples.acknowledge(call.budget)
         return value
 
     def _is_off(self, request: Any) -> bool:
@@ -297,7 +303,9 @@ class TaskCache:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
         """Return the call that a worker would get."""
         args, kwargs = self._delivered(args, kwargs)
-        return self._keyed(self.plan, args, kwargs, directives)
+        call = self._keyed(self.plan, args, kwargs, directives)
+        self.plan.cache.samples.keyed(call.key, call.key_ns)
+        return call
 
     def _keyed(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
         """Return the call whose body sees exactly these arguments."""
@@ -305,7 +313,7 @@ class TaskCache:
         text, question, options = plan.bind(*args, **kwargs)
         tenant, vary, tags = plan.fixed if plan.map is None else _asked(plan, args, kwargs)
         cache = plan.cache
-        key = cache.keys.key(text, plan.operation, options, question, version=plan.version, tenant=tenant, vary=vary)
+        key = cache.keys.make(text, plan.operation, options, question, version=plan.version, tenant=tenant, vary=vary)
         if tags:
             cache.used(tags)
         call = Call(key, tags, plan.rules, cache.parts.budget(), directives)

@@ -34,7 +34,7 @@ def measured(tmp_path: Path, module: str, *arguments: str) -> list[dict[str, Any
         ("benchmarks.worker", {"tasks/s of hits / of no-ops": 3, "child's CPU, hit minus no-op": 3}),
         ("benchmarks.passthrough", {"CachedTask without a policy, worker's tracer": 5}),
         ("benchmarks.key", {"key of 1 MB (ASCII) / sha256": 6, "key of 1 MB (accents) / sha256": 6}),
-        ("benchmarks.samples", {"a hit's samples, recorded": 7}),
+        ("benchmarks.samples", {"a hit's sample, recorded and shipped": 7}),
     ],
 )
 def test_a_benchmark_gives_a_figure_for_each_of_its_rows(tmp_path: Path, module: str, rows: dict[str, int]) -> None:

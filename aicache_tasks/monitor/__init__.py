@@ -22,12 +22,22 @@ How a `Sample` shows in the arrays (durations become seconds; empty fields are l
     what else it holds is ``additional_data``, with ``status`` and ``reason``.
 ``decode``, ``compute``
     kept in windows of their own, seen in ``get_step_stats`` only.
+
+A ``get`` with ``key_ns`` also shows in ``key_generation_times``, with what ``extra`` says under `OF_KEY`, which shows
+there only; one with ``decode_ns`` among the figures of ``decode``.
 """
 
-from aicache_tasks.monitor.metrics import CompressionMetric, InvalidationMetric, MemoryUsageMetric, PerformanceMetric
+from aicache_tasks.monitor.metrics import (
+    OF_KEY,
+    CompressionMetric,
+    InvalidationMetric,
+    MemoryUsageMetric,
+    PerformanceMetric,
+)
 from aicache_tasks.monitor.recorder import CachePerformanceMonitor
 
 __all__ = [
+    "OF_KEY",
     "CachePerformanceMonitor",
     "CompressionMetric",
     "InvalidationMetric",

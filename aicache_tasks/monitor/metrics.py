@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aicache_tasks.records import NO_EXTRA, Sample
 
 _INVALIDATION_FIELDS = frozenset({"pattern", "keys_invalidated", "invalidation_type", "operation_context"})
 _MAX_DEPTH = 4
+
+OF_KEY: Final = "key"
+"""Name in ``extra`` of a look-up's sample: what it says of its key. Shows with the keys only."""
 
 
 class PerformanceMetric(NamedTuple):
@@ -67,10 +70,22 @@ class InvalidationMetric(NamedTuple):
 Metric = PerformanceMetric | CompressionMetric | MemoryUsageMetric | InvalidationMetric
 
 
+def took_ns(sample: Sample, step: str) -> int:
+    """Return what *step* took: a ``get`` bears the times of its key and of decoding.
+
+    >>> took_ns(Sample(0.0, "qa", "get", "hit", "", 70_000, key_ns=12_000), "key")
+    12000
+    """
+    if sample.step == step:
+        return sample.duration_ns
+    return sample.key_ns if step == "key" else sample.decode_ns
+
+
 def key_metric(sample: Sample) -> PerformanceMetric:
-    """Return the view of a ``key`` sample."""
-    data = _present(text_tier=sample.text_tier) | dict(sample.extra)
-    return PerformanceMetric(sample.duration_ns / 1e9, sample.text_length, sample.at, sample.operation, data)
+    """Return the view of a ``key`` sample, or of what a ``get`` bears of its key."""
+    extra = sample.extra if sample.step == "key" else sample.extra.get(OF_KEY, NO_EXTRA)
+    data = _present(text_tier=sample.text_tier) | dict(extra)
+    return PerformanceMetric(took_ns(sample, "key") / 1e9, sample.text_length, sample.at, sample.operation, data)
 
 
 def operation_metric(sample: Sample) -> PerformanceMetric:
@@ -87,9 +102,8 @@ def operation_metric(sample: Sample) -> PerformanceMetric:
         response_size=sample.raw_bytes,
         cache_data_size=sample.stored_bytes,
     )
-    return PerformanceMetric(
-        sample.duration_ns / 1e9, sample.text_length, sample.at, sample.step, data | dict(sample.extra)
-    )
+    data |= {name: value for name, value in sample.extra.items() if name != OF_KEY or not sample.key_ns}
+    return PerformanceMetric(sample.duration_ns / 1e9, sample.text_length, sample.at, sample.step, data)
 
 
 def compression_metric(sample: Sample) -> CompressionMetric:

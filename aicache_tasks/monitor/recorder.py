@@ -93,16 +93,25 @@ class CachePerformanceMonitor:
                 self._operations.append(sample)
                 self.total_operations += 1
                 if step == "get":
-                    if sample.status in HIT_STATUSES:
-                        self.cache_hits += 1
-                    elif sample.status == "miss":
-                        self.cache_misses += 1
+                    self._count_lookup(sample)
         # Outside the lock, so that a slow log handler holds up no other thread.
         if window is None:
             if sample.duration_ns > self.cache_operation_threshold * 1e9:
                 self._slow_operation.warn(sample, self.cache_operation_threshold, self._clock())
+            if sample.key_ns > self.key_generation_threshold * 1e9:
+                self._watch(sample._replace(step="key", duration_ns=sample.key_ns))
         elif step in _WATCHED:
             self._watch(sample)
+
+    def _count_lookup(self, sample: Sample) -> None:
+        if sample.status in HIT_STATUSES:
+            self.cache_hits += 1
+        elif sample.status == "miss":
+            self.cache_misses += 1
+        if sample.key_ns:
+            self._windows["key"].append(sample)
+        if sample.decode_ns:
+            self._windows["decode"].append(sample)
 
     def _watch(self, sample: Sample) -> None:
         if sample.step == "invalidate":
@@ -272,10 +281,12 @@ class CachePerformanceMonitor:
     def get_step_stats(self) -> dict[str, dict[str, Any]]:
         """Return the durations' figures of each step that has samples, ``decode`` and ``compute`` among them."""
         durations: dict[str, list[float]] = {}
-        for window in ("key", "get", "decode", "compute", "compress", "invalidate"):
-            for sample in self._retained(window):
-                durations.setdefault(sample.step, []).append(sample.duration_ns / 1e9)
-        return {step: statistics.duration_stats(found) for step, found in durations.items()}
+        for sample in self._retained("get"):
+            durations.setdefault(sample.step, []).append(sample.duration_ns / 1e9)
+        for step in ("key", "decode", "compute", "compress", "invalidate"):
+            if found := self._retained(step):
+                durations[step] = [metrics.took_ns(sample, step) / 1e9 for sample in found]
+        return {step: statistics.duration_stats(taken) for step, taken in durations.items()}
 
     def get_memory_usage_stats(self) -> dict[str, Any]:
         """Return the ``memory_usage`` section; without a measurement, only the thresholds."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from celery import Celery
 
+from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import WorkerProcess
 from tests.tasks.bench_tasks import LoneCelery, make_app
@@ -42,6 +43,7 @@ class Servers(NamedTuple):
 def end(app: Celery) -> None:
     """Close *app*; results that a failed test's traceback keeps must not unsubscribe from a server that is gone."""
     app.AsyncResult.__del__ = lambda self: None  # a class of this app alone
+    runtime_of(app).close()  # its timings are sent while there is a server
     app.close()
 
 

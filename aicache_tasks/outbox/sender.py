@@ -1,0 +1,361 @@
+"""
+The outbox: who sends which batch when.
+
+In: samples.   Out: batches, acknowledged one after the other.
+
+A signal handler may raise between any two calls in here. So a claim ends by itself, and what moves samples from the
+buffer to a batch is straight-line code with no call, which CPython does not interrupt.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final, cast
+
+from aicache_tasks.batches import MAX_SAMPLES, PROCESS_BYTES, encode_batch
+from aicache_tasks.errors import StoreError, StoreUnavailable
+from aicache_tasks.outbox.background import FLUSH_S, begin_thread, flush_at_exit
+from aicache_tasks.outbox.batch import Claim, Outcome, Pending, fitting, is_done
+from aicache_tasks.records import Sample
+from aicache_tasks.samplekeys import SampleKeys
+from aicache_tasks.settings import Settings
+from aicache_tasks.stores.base import REFUSED, Budget, Carrier, Receipt, Shipment
+from aicache_tasks.stores.guard import BudgetSpent, Guard
+
+log = logging.getLogger("aicache_tasks.samples")
+
+SHIP_S: Final = 1.0
+"""Store time of a batch that nobody waits for."""
+FLUSH_AWAY_S: Final = 0.5
+"""How long an ending process tries to send what waits if its store is known to be away."""
+CLAIM_S: Final = 10.0
+"""How much longer than a call's budget its claim on the batch may last, if nobody ends it."""
+MAX_DELAY_S: Final = 30.0
+"""The longest pause after a refusal."""
+DOUBT_S: Final = 86_400.0
+"""How long a batch that may have arrived is sent again: the roll-up remembers its number for longer."""
+
+_NEVER: Final = math.inf
+_GRACE: Final = 0.25
+"""The thread waits so much longer than look-ups do, in parts of `aicache_ship_after_s`."""
+_IDLE_S: Final = 60.0
+_RETRY_S: Final = 0.05
+_FULL: Final = "the inbox is full: is the roll-up running?"
+
+
+class Outbox:
+    """The samples of this process that the inbox has not acknowledged. Thread-safe; a forked child starts empty.
+
+    Args:
+        store: takes the batches.
+        settings: when a batch is due, how many samples may wait, how much the inbox may hold.
+        origin: names this process to who reads the samples.
+    """
+
+    def __init__(self, store: Guard, settings: Settings, origin: Callable[[], str]) -> None:
+        self._store, self._origin, self._keys = store, origin, SampleKeys(settings.namespace)
+        self._every, self._after_s = settings.ship_every, settings.ship_after_s
+        self._capacity, self._cap_bytes = settings.buffer_samples, settings.inbox_bytes
+        self._claim_s = (settings.budget_ms + settings.connect_ms) / 1000 + CLAIM_S
+        self.is_durable = settings.samples == "durable"
+        self._start()
+        flush_at_exit(self)
+
+    def _start(self) -> None:
+        self._process = os.urandom(PROCESS_BYTES)
+        # Re-entrant: a signal handler or finalizer that records while its thread is in here must not wait for itself.
+        self._lock = threading.RLock()
+        self._freed = threading.Condition(self._lock)
+        self._samples: list[Sample] = []
+        self._batch: Pending | None = None
+        self._claimed: Claim | None = None
+        self._number = self._gone = self._untold = 0
+        self._due_s, self._not_before_s, self._delay_s = _NEVER, 0.0, 0.0
+        self._alarm = MAX_SAMPLES
+        self._wake, self._is_asleep, self._has_thread = threading.Event(), False, False
+        self._trouble, self._is_losing = "", False
+        self.lost = self.refused = self.shipped = 0
+
+    def after_fork(self) -> None:
+        """In a forked child: what waits is the parent's, and threads that are not here may have held the lock."""
+        self._start()
+
+    @property
+    def waiting(self) -> int:
+        """How many samples the inbox has not acknowledged."""
+        batch = self._batch
+        return len(self._samples) + (len(batch.samples) if batch is not None else 0)
+
+    def add(self, sample: Sample) -> None:
+        """Take *sample*. O(1), sends nothing, raises nothing."""
+        samples = self._samples
+        samples.append(sample)
+        if self._due_s == _NEVER or len(samples) >= self._alarm:
+            self._attend()
+
+    # Who sends.
+
+    def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
+        """Return what `Store.read` does; a batch that is due goes with it."""
+        if len(self._samples) < self._every and monotonic() < self._due_s:
+            return self._store.read(keys, budget)
+        claim = None if self._store.writes.is_open else self._claim()
+        if claim is None:
+            return self._store.read(keys, budget)
+        try:
+            values, receipt = self._store.carry(keys, claim.shipment, budget)
+        except BaseException as error:
+            self._settle(claim, error)
+            raise
+        self._settle(claim, receipt)
+        return values
+
+    def relieve(self, budget: Budget) -> None:
+        """Send a batch if many samples wait: for hits from memory, which have no look-up that could carry one."""
+        if len(self._samples) >= MAX_SAMPLES and not self._store.writes.is_open and (claim := self._claim()):
+            self._send(claim, budget)
+
+    def acknowledge(self, budget: Budget) -> bool:
+        """Return once all samples so far are acknowledged, or False: they wait, the store or *budget* is to blame."""
+        target = self._added()
+        while self._settled() < target:
+            if not budget.left_s or self._store.writes.state == "open":
+                return False
+            if claim := self._claim():
+                if not is_done(self._send(claim, budget)):
+                    return False
+            elif not self._await_turn(budget):
+                return False
+        return True
+
+    def flush(self, seconds: float = FLUSH_S, *, last: bool = False) -> bool:
+        """Send what waits, in *seconds* at most and whatever the breakers say; return whether nothing is left.
+
+        Args:
+            seconds: for all of it.
+            last: the process is ending. Samples that are left are given up, with one warning.
+        """
+        ends_s = monotonic() + (min(seconds, FLUSH_AWAY_S) if self._store.writes.is_open else seconds)
+        while self.waiting and (left_s := ends_s - monotonic()) > 0:
+            claim = self._claim(last=last, anyway=True)
+            outcome = self._send(claim, Budget(min(left_s, SHIP_S)), anyway=True) if claim is not None else None
+            if outcome == REFUSED:
+                break
+            if not is_done(outcome):
+                time.sleep(min(_RETRY_S, left_s))
+        if last and self.waiting:
+            self._abandon()
+        return not self.waiting
+
+    def tick(self) -> float:
+        """Send what nothing carried in time; return for how many seconds there is nothing to do. The thread's part."""
+        self._is_asleep = True
+        if not self.waiting:
+            return _IDLE_S
+        self._is_asleep = False
+        while self._is_overdue() and (claim := self._claim()):
+            if not is_done(self._send(claim, Budget(SHIP_S))):
+                break
+        at_s = max(self._due_s + self._after_s * _GRACE, self._not_before_s)
+        return max(min(at_s - monotonic(), self._after_s), self._after_s * _GRACE, _RETRY_S)
+
+    def _is_overdue(self) -> bool:
+        if self._store.writes.state == "open":
+            return False
+        return len(self._samples) >= MAX_SAMPLES or monotonic() >= self._due_s + self._after_s * _GRACE
+
+    def _send(self, claim: Claim, budget: Budget, *, anyway: bool = False) -> Receipt:
+        """Send a batch alone and return what became of it."""
+        receipt: Receipt
+        try:
+            if anyway:
+                receipt = self._store.operate(cast("Carrier", self._store.store).ship, budget, claim.shipment)
+            else:
+                receipt = self._store.ship(claim.shipment, budget)
+        except StoreError as error:
+            receipt = error
+        except BaseException as error:
+            self._settle(claim, error)
+            raise
+        self._settle(claim, receipt)
+        return receipt
+
+    # One batch at a time.
+
+    def _claim(self, *, last: bool = False, anyway: bool = False) -> Claim | None:
+        """Return the right to send the batch that is next, None if there is none, another has it, or it must wait."""
+        now_s = monotonic()
+        with self._lock:
+            if self._claimed is not None and now_s < self._claimed.until_s:
+                return None
+            if now_s < self._not_before_s and not anyway:
+                return None
+            batch = self._current(now_s)
+            if batch is None or not self._encoded(batch, last=last):
+                return None
+            assert batch.data is not None
+            shipment = Shipment(self._keys.inbox, self._keys.state, batch.data, self._cap_bytes)
+            claim = self._claimed = Claim(batch, shipment, now_s + self._claim_s)
+        return claim
+
+    def _current(self, now_s: float) -> Pending | None:
+        """Return the batch that was begun, or begin one."""
+        batch = self._batch
+        if batch is not None and batch.doubtful_s is not None and now_s - batch.doubtful_s > DOUBT_S:
+            self._give_up(batch)  # the roll-up may soon have forgotten its number
+            batch = None
+        if batch is not None or not self._samples:
+            return batch
+        samples, size = self._samples, fitting(self._samples)
+        batch, after_s = Pending(self._number + 1, self._untold), now_s + self._after_s
+        # No call from here: an exception out of a signal handler, or another thread, comes before or after all of it.
+        batch.samples = samples[:size]
+        self._batch, self._number, self._untold, self._gone = batch, batch.number, 0, self._gone + size
+        del samples[:size]
+        self._due_s = after_s if samples else _NEVER
+        self._alarm = max(len(samples), MAX_SAMPLES)
+        return batch
+
+    def _encoded(self, batch: Pending, *, last: bool) -> bool:
+        """Make the bytes of *batch* if it has none yet; return whether there are any."""
+        if batch.data is not None:
+            return True
+        is_last = last and not self._samples
+        try:
+            origin = self._origin()
+            what = self._process, batch.number, origin, batch.samples
+            batch.data = encode_batch(*what, last=is_last, lost=batch.lost)
+        except (TypeError, ValueError) as error:
+            log.error("aicache.samples: %s in a batch; it is dropped", type(error).__name__)
+            self._give_up(batch)
+        return batch.data is not None
+
+    def _settle(self, claim: Claim, outcome: Outcome) -> None:
+        """Take what became of a batch, and let the next one have its turn."""
+        trouble = self._trouble
+        with self._lock:
+            if self._claimed is claim:
+                self._claimed = None
+                self._freed.notify_all()
+            if claim.batch is self._batch:  # else whoever took over has settled it
+                trouble = self._judge(claim.batch, outcome)
+        self._tell(trouble)
+
+    def _judge(self, batch: Pending, outcome: Outcome) -> str:
+        """Note what became of *batch*; return what is wrong, "" if nothing is."""
+        now_s = monotonic()
+        if is_done(outcome):
+            self.shipped += len(batch.samples)
+            after_s = now_s + self._after_s
+            self._batch = None
+            self._due_s = after_s if self._samples else _NEVER
+            self._delay_s = self._not_before_s = 0.0
+            self._is_losing = False
+            return ""
+        self._due_s = now_s
+        if isinstance(outcome, int):
+            self.refused += 1
+            self._pause(now_s)
+            return _FULL
+        if not isinstance(outcome, StoreError):
+            batch.doubtful_s = batch.doubtful_s or now_s
+            return self._trouble
+        if isinstance(outcome, BudgetSpent):
+            return self._trouble
+        if isinstance(outcome, StoreUnavailable):
+            batch.doubtful_s = batch.doubtful_s or now_s
+        elif outcome.reason != "breaker_open":
+            self._pause(now_s)
+        return outcome.detail
+
+    def _pause(self, now_s: float) -> None:
+        """Leave a store that refuses alone, for twice as long as the last time."""
+        self._delay_s = min(max(self._delay_s * 2, self._after_s), MAX_DELAY_S)
+        self._not_before_s = now_s + self._delay_s
+
+    def _tell(self, trouble: str) -> None:
+        """Log a change between sending and not sending, once."""
+        before, self._trouble = self._trouble, trouble
+        if trouble and not before:
+            log.warning("aicache.samples: timings wait in this process: %s", trouble)
+        elif before and not trouble:
+            log.info("aicache.samples: timings are sent again")
+
+    # Counting.
+
+    def _added(self) -> int:
+        with self._lock:
+            return self._gone + len(self._samples)
+
+    def _settled(self) -> int:
+        with self._lock:
+            return self._gone - (len(self._batch.samples) if self._batch is not None else 0)
+
+    def _await_turn(self, budget: Budget) -> bool:
+        """Wait until whoever is sending has finished; return False if it is not a sender that is waited for."""
+        with self._freed:
+            if self._claimed is None:
+                return monotonic() >= self._not_before_s
+            budget.begin()
+            try:
+                self._freed.wait(budget.deadline - time.perf_counter())
+            finally:
+                budget.finish()
+        return True
+
+    # What does not fit.
+
+    def _attend(self) -> None:
+        """See to the first sample that waits, to 256 that nothing carried, and to those for which there is no room."""
+        now_s = monotonic()
+        with self._lock:
+            waiting = len(self._samples)
+            if self._due_s == _NEVER:
+                self._due_s = now_s + self._after_s
+            if waiting >= self._alarm:
+                self._alarm = waiting + MAX_SAMPLES
+            is_over = waiting > self._capacity
+            if is_over:
+                self._drop(waiting - self._capacity + self._capacity // 64)
+                self._alarm = self._capacity + 1
+            self._alarm = min(self._alarm, self._capacity + 1)
+        if is_over and not self._is_losing:
+            self._is_losing = True
+            log.warning("aicache.samples: over %d timings wait; the oldest are dropped and counted", self._capacity)
+        if self._is_asleep or waiting >= MAX_SAMPLES:
+            self._wake.set()
+        if not self._has_thread:
+            self._has_thread = begin_thread(self, self._wake)
+
+    def _drop(self, count: int) -> None:
+        """Drop the oldest samples."""
+        lost, gone, untold = self.lost + count, self._gone + count, self._untold + count
+        self.lost, self._gone, self._untold = lost, gone, untold
+        del self._samples[:count]
+
+    def _give_up(self, batch: Pending) -> None:
+        """Count the samples of *batch* as lost: it may not be sent again, or cannot be."""
+        count = len(batch.samples)
+        lost, untold = self.lost + count, self._untold + count + (batch.lost if batch.data is None else 0)
+        self.lost, self._untold, self._batch = lost, untold, None
+
+    def _abandon(self) -> None:
+        with self._lock:
+            count, batch = self.waiting, self._batch
+            if batch is not None:
+                self._give_up(batch)
+            self._drop(len(self._samples))
+        why = self._trouble or "no time left"
+        log.warning("aicache.samples: %d timings of this process are lost as it ends: %s", count, why)
+
+
+def producer_name() -> str:
+    """Return what a process that is no worker's is called in the records."""
+    return f"producer@{socket.gethostname()}"
