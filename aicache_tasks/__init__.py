@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from aicache_tasks.beat import alert_changed
     from aicache_tasks.cache import AIResponseCache
     from aicache_tasks.call import annotate
     from aicache_tasks.errors import (
@@ -48,6 +49,7 @@ _HOMES: Final = {
     "CallInfo": "records",
     "MISS": "records",
     "Settings": "settings",
+    "alert_changed": "beat",
     "annotate": "call",
     "install": "installation",
     "register_encoder": "keys",
@@ -91,6 +93,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "UnknownPayload",
+    "alert_changed",
     "annotate",
     "install",
     "register_encoder",
