@@ -95,9 +95,8 @@ def _is_ours(app: Any) -> bool:
 def register(app: Any) -> None:
     """Give *app*, which is finalized, the task. Stock in all that matters: no policy, no retries, no result."""
     if TASK not in app.tasks:
-        define = app.task(name=TASK, bind=True, base=Task, lazy=False, shared=False, ignore_result=True)
-        task = define(_rollup)
-        task.throws = (AICacheError,)
+        options = {"bind": True, "base": Task, "lazy": False, "shared": False, "ignore_result": True, "max_retries": 0}
+        app.task(name=TASK, throws=(AICacheError,), **options)(_rollup)
 
 
 def _rollup(self: Any) -> dict[str, int]:
