@@ -1,0 +1,114 @@
+"""
+``stats``: what is so now.
+
+In: lifetime totals, what waits, the workers' last hour, the server.   Out: two tables and a few lines, or JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import click
+
+from aicache_tasks.alerts import AlertState, current
+from aicache_tasks.beat import since_asked_s
+from aicache_tasks.reports import rows
+from aicache_tasks.reports.commands.base import as_json as json_option
+from aicache_tasks.reports.commands.base import command, echo_json, nothing_yet, place_of, reader_of, screen_of
+from aicache_tasks.reports.queries import Live, Reader, total_of
+from aicache_tasks.reports.rows import Group
+from aicache_tasks.reports.tables import Screen
+from aicache_tasks.reports.views import alert_line, figures_table, workers_table
+from aicache_tasks.reports.wording import duration, iso, label, number, plural, size
+from aicache_tasks.settings import Settings
+from aicache_tasks.summary import SummaryRecord
+
+LATE_PERIODS: Final = 3
+"""When nobody has asked for a roll-up in so many periods, beat is taken to be away."""
+
+
+class Now(NamedTuple):
+    """All that is shown."""
+
+    live: Live
+    alerts: list[AlertState]
+    asked_s: float | None
+    """How long ago a roll-up was asked for."""
+
+
+@command
+@json_option
+def stats(ctx: click.Context, as_json: bool) -> None:
+    """Show what the cache did since it was installed, the workers' last hour, and what waits.
+
+    Timings that wait for the next roll-up are counted too: the figures are those of now.
+    """
+    reader = reader_of(ctx)
+    now = Now(reader.live(), current(reader.summaries), since_asked_s(reader.summaries))
+    if as_json:
+        echo_json(_as_json(now))
+    elif not now.live.totals:
+        nothing_yet(ctx, reader)
+    else:
+        _show(screen_of(ctx), now, reader, place_of(ctx))
+
+
+def _show(screen: Screen, now: Now, reader: Reader, place: str) -> None:
+    live, plain = now.live, screen.plain_marks
+    named: dict[Group, SummaryRecord] = {
+        (name,): record for name, record in live.totals.items() if name or record.lookups
+    }
+    screen.table(figures_table(named, ["operation"], plain=plain))
+    if live.workers:
+        screen.line()
+        screen.table(workers_table(live.workers, live.at_s, plain=plain))
+    screen.line()
+    for line in _lines(now, reader.settings):
+        screen.line(line)
+    for alert in now.alerts:
+        screen.line(alert_line(alert), "warning")
+    store = live.store
+    screen.line(
+        f"{place}: version {label(store.version, 20)}, {number(store.keys)} keys, "
+        f"{size(store.memory_used_bytes)}, eviction {label(store.eviction_policy, 20)}"
+    )
+
+
+def _lines(now: Now, settings: Settings) -> Iterator[str]:
+    backlog, total = now.live.backlog, total_of(now.live.totals.values())
+    if backlog.entries:
+        age = f", {duration(backlog.age_s * 1e9)} old," if backlog.age_s else ""
+        yield f"{plural(backlog.entries, 'batch')} ({size(backlog.bytes)}){age} waiting for the roll-up, counted above"
+    if total.lost:
+        yield f"{plural(total.lost, 'timing')} lost: processes had no room for them, or could not send them"
+    if now.live.waiting.undecodable:
+        yield f"{plural(now.live.waiting.undecodable, 'batch')} that cannot be read, and will be set aside"
+    period_s = settings.rollup_period_s
+    if now.asked_s is None:
+        yield "nobody has asked for a roll-up yet: is beat running?"
+    elif period_s and now.asked_s > LATE_PERIODS * period_s:
+        yield f"the last roll-up was asked for {duration(now.asked_s * 1e9)} ago: is beat running?"
+
+
+def _as_json(now: Now) -> dict[str, Any]:
+    live, backlog, store = now.live, now.live.backlog, now.live.store
+    return {
+        "at": iso(live.at_s),
+        "operations": [record.as_json(sketches=False) for record in live.totals.values()],
+        "workers": [_worker_json(name, minutes) for name, minutes in live.workers.items()],
+        "backlog": {
+            "batches": backlog.entries,
+            "bytes": backlog.bytes,
+            "age_seconds": backlog.age_s,
+            "samples": live.waiting.samples,
+            "undecodable": live.waiting.undecodable,
+        },
+        "rollup_asked_seconds_ago": now.asked_s,
+        "store": {**store._asdict()},
+        "alerts": [alert._asdict() | {"since": iso(alert.since)} for alert in now.alerts],
+    }
+
+
+def _worker_json(name: str, minutes: Sequence[SummaryRecord]) -> dict[str, Any]:
+    return {"worker": name} | rows.figures_json(total_of(minutes))

@@ -1,0 +1,61 @@
+"""
+``top``: the operations that matter most.
+
+In: a span, a figure.   Out: operations in its order, or JSON.
+"""
+
+from __future__ import annotations
+
+import click
+
+from aicache_tasks.reports import rows
+from aicache_tasks.reports.commands.base import as_json as json_option
+from aicache_tasks.reports.commands.base import (
+    command,
+    echo_json,
+    nothing_yet,
+    reader_of,
+    screen_of,
+    span_of,
+    spanned,
+    wanted,
+)
+from aicache_tasks.reports.commands.summaries import SINCE, span_json, title_of
+from aicache_tasks.reports.queries import TOPS
+from aicache_tasks.reports.queries import top as top_of
+from aicache_tasks.reports.views import top_table
+
+
+@command
+@spanned(SINCE)
+@click.option(
+    "--by",
+    type=click.Choice(list(TOPS)),
+    default="saved",
+    show_default=True,
+    help="Time, cost or tokens saved, look-ups, misses, p95 of look-ups (slow) or of bodies (compute).",
+)
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many to show.")
+@json_option
+def top(
+    ctx: click.Context,
+    since: str | None,
+    until: str,
+    operations: tuple[str, ...],
+    by: str,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show the operations that saved most, or are slowest, or miss most, in a span of time."""
+    reader = reader_of(ctx)
+    span = span_of(reader, since or SINCE, until)
+    merged = reader.merge(span, wanted(operations))
+    found = top_of((record for name, record in merged.records.items() if name), by, limit)
+    if as_json:
+        top_rows = [{"operation": r.operation, by: value} | rows.figures_json(r) for r, value in found]
+        echo_json(span_json(span, merged.cover) | {"by": by, "rows": top_rows})
+    elif not found:
+        nothing_yet(ctx, reader)
+    else:
+        screen = screen_of(ctx)
+        screen.table(top_table(found, by, title=title_of(merged.cover.span), plain=screen.plain_marks))

@@ -1,0 +1,281 @@
+"""
+Answers as tables.
+
+In: rows of records, timings, counts, changes.   Out: `Table`.   Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from aicache_tasks.alerts import AlertState
+from aicache_tasks.reports.queries import Change, total_of
+from aicache_tasks.reports.rows import Counted, Group
+from aicache_tasks.reports.tables import Column, Table
+from aicache_tasks.reports.wording import (
+    NOTHING,
+    bar,
+    duration,
+    label,
+    moment,
+    money,
+    number,
+    percent,
+    ratio,
+    size,
+    spark,
+)
+from aicache_tasks.sketch import Distribution
+from aicache_tasks.summary import SummaryRecord
+
+BAR_COLUMNS: Final = 8
+TREND_COLUMNS: Final = 16
+_HOUR_MINUTES: Final = 60
+
+
+def by_columns(by: Sequence[str]) -> list[Column]:
+    """Return a column of names for each of what rows tell apart."""
+    return [Column(name, left=True) for name in by]
+
+
+def by_cells(by: Sequence[str], group: Group) -> list[str]:
+    """Return the names that a row has."""
+    return [_window(name) if kind == "window" else _name(kind, name) for kind, name in zip(by, group, strict=True)]
+
+
+def _name(kind: str, name: str) -> str:
+    return label(name) if name or kind == "operation" else NOTHING
+
+
+def _window(start: str) -> str:
+    return moment(datetime.fromisoformat(start).timestamp())
+
+
+def figures_table(
+    rows: Mapping[Group, SummaryRecord],
+    by: Sequence[str],
+    *,
+    title: str = "",
+    trends: Mapping[Group, Sequence[float]] | None = None,
+    plain: bool = False,
+) -> Table:
+    """Return what operations, or windows, did.
+
+    Args:
+        rows: a record each.
+        by: what they tell apart.
+        title: above the table.
+        trends: look-ups over time of each row, for a sparkline.
+        plain: marks in ASCII.
+    """
+    columns = [
+        *by_columns(by),
+        Column("look-ups"),
+        Column("hit rate"),
+        Column("", left=True, rank=1),
+        Column("saved"),
+        Column("saved tokens", rank=6),
+        Column("saved cost", rank=6),
+        Column("get p50", rank=5),
+        Column("get p95", rank=3),
+        Column("computed p50", rank=4),
+        Column("stored", rank=7),
+        Column("look-ups over time", left=True, rank=2),
+    ]
+    trends = trends or {}
+    table = Table(title, columns)
+    for group, record in rows.items():
+        table.rows.append([*by_cells(by, group), *_figures(record, plain), _trend(trends.get(group, ()), plain)])
+    if len(rows) > 1:
+        names = ["all", *([""] * len(by))][: len(by)]
+        summed = [sum(values) for values in zip(*trends.values(), strict=False)]
+        table.total = [*names, *_figures(total_of(rows.values()), plain), _trend(summed, plain)]
+    return _without_empty(table, len(by))
+
+
+def _figures(record: SummaryRecord, plain: bool) -> list[str]:
+    saved, rate = record.saved, record.hit_rate
+    return [
+        number(record.lookups),
+        percent(rate),
+        "" if rate is None else bar(rate, BAR_COLUMNS, plain=plain),
+        duration(saved.compute_ns),
+        number(saved.tokens.total()) if saved.tokens else NOTHING,
+        money(saved.cost_micros / 1e6) if saved.cost_micros else NOTHING,
+        _ms(record.percentile_ms("get", 50)),
+        _ms(record.percentile_ms("get", 95)),
+        _ms(record.percentile_ms("compute", 50)),
+        size(record.stored_bytes) if record.stored_bytes else NOTHING,
+    ]
+
+
+def _trend(values: Sequence[float], plain: bool) -> str:
+    return spark(values, TREND_COLUMNS, plain=plain)
+
+
+def _without_empty(table: Table, names: int) -> Table:
+    """Return *table* without the columns that say nothing in any row."""
+    kept = [
+        at
+        for at in range(len(table.columns))
+        if at < names + 2 or any(row[at] not in ("", NOTHING) for row in table.lines)
+    ]
+    total = [table.total[at] for at in kept] if table.total else None
+    return Table(
+        table.title, [table.columns[at] for at in kept], [[row[at] for at in kept] for row in table.rows], total
+    )
+
+
+def timings_table(rows: Mapping[Group, Distribution], by: Sequence[str], *, title: str = "") -> Table:
+    """Return how long steps took."""
+    heads = ["count", "mean", "p50", "p90", "p95", "p99", "max", "in all"]
+    ranks = [0, 4, 0, 5, 0, 2, 1, 3]
+    table = Table(title, [*by_columns(by), *(Column(head, rank=rank) for head, rank in zip(heads, ranks, strict=True))])
+    for group, spread in rows.items():
+        took = [spread.mean, *map(spread.percentile, (50, 90, 95, 99)), spread.high, spread.total]
+        table.rows.append([*by_cells(by, group), number(spread.count), *map(duration, took)])
+    return table
+
+
+def counts_table(rows: Mapping[Group, Counted], by: Sequence[str], *, title: str = "", plain: bool = False) -> Table:
+    """Return how often statuses and reasons were."""
+    table = Table(title, [*by_columns(by), Column("count"), Column("of the step"), Column("", left=True, rank=1)])
+    for group, row in rows.items():
+        marks = bar(row.share, BAR_COLUMNS, plain=plain)
+        table.rows.append([*by_cells(by, group), number(row.times), percent(row.share), marks])
+    return table
+
+
+def rows_table(
+    rows: Mapping[Group, SummaryRecord | Distribution | Counted], by: Sequence[str], *, title: str, plain: bool
+) -> Table:
+    """Return the table of whatever `aicache_tasks.reports.rows.rows_of` gave."""
+    if "status" in by:
+        return counts_table(
+            {g: row for g, row in rows.items() if isinstance(row, Counted)}, by, title=title, plain=plain
+        )
+    if "step" in by:
+        return timings_table({g: row for g, row in rows.items() if isinstance(row, Distribution)}, by, title=title)
+    records = {g: row for g, row in rows.items() if isinstance(row, SummaryRecord)}
+    return figures_table(records, by, title=title, plain=plain)
+
+
+_NAMES: Final = {
+    "lookups": "look-ups",
+    "hit_rate": "hit rate",
+    "get_p50_ms": "get p50",
+    "get_p95_ms": "get p95",
+    "get_p99_ms": "get p99",
+    "compute_p50_ms": "computed p50",
+    "compute_p95_ms": "computed p95",
+    "saved_seconds": "saved time",
+    "saved_tokens": "saved tokens",
+    "saved_cost": "saved cost",
+    "spent_seconds": "computed time",
+    "stored_bytes": "stored",
+}
+
+
+def changes_table(changes: Iterable[Change], *, title: str) -> Table:
+    """Return two spans side by side."""
+    table = Table(title, [Column("", left=True), Column("before"), Column("now"), Column("change")])
+    for change in changes:
+        if change.before or change.now:
+            row = [_figure(change.name, change.before), _figure(change.name, change.now), change_of(change)]
+            table.rows.append([_NAMES[change.name], *row])
+    return table
+
+
+def changes_by_operation(changes: Mapping[str, Sequence[Change]], *, title: str) -> Table:
+    """Return each operation's main figures now, and how they changed."""
+    shown = ("lookups", "hit_rate", "get_p95_ms", "saved_seconds")
+    columns = [Column("operation", left=True)]
+    for rank, name in enumerate(shown):
+        columns += [Column(_NAMES[name], rank=rank), Column("change", rank=rank)]
+    table = Table(title, columns)
+    for operation, of in changes.items():
+        figures = {change.name: change for change in of}
+        cells = [cell for name in shown for cell in (_figure(name, figures[name].now), change_of(figures[name]))]
+        table.rows.append([label(operation), *cells])
+    return table
+
+
+def change_of(change: Change) -> str:
+    """Return a change as people say it: of a rate in points, else as a ratio."""
+    if change.name != "hit_rate":
+        return ratio(change.ratio)
+    return NOTHING if change.difference is None else f"{100 * change.difference:+.1f} points"
+
+
+def _figure(name: str, value: float | None) -> str:
+    if name == "hit_rate":
+        return percent(value)
+    if name.endswith("_ms"):
+        return _ms(value)
+    if name.endswith("_seconds"):
+        return NOTHING if value is None else duration(value * 1e9)
+    if name.endswith("_cost"):
+        return money(value)
+    return size(value) if name.endswith("_bytes") else number(value)
+
+
+def top_table(found: Sequence[tuple[SummaryRecord, float]], by: str, *, title: str, plain: bool) -> Table:
+    """Return operations in the order of a figure."""
+    heads = {"saved": "saved time", "cost": "saved cost", "tokens": "saved tokens", "lookups": "look-ups"}
+    heads |= {"misses": "misses", "slow": "get p95", "compute": "computed p95"}
+    columns = [Column("operation", left=True), Column(heads[by]), Column("", left=True, rank=1)]
+    columns += [Column("look-ups", rank=2), Column("hit rate", rank=3)] if by != "lookups" else [Column("hit rate")]
+    table, most = Table(title, columns), max((value for _, value in found), default=1.0)
+    for record, value in found:
+        rates = [number(record.lookups), percent(record.hit_rate)]
+        marks = bar(value / most, 2 * BAR_COLUMNS, plain=plain)
+        table.rows.append([label(record.operation), _top(by, value), marks, *(rates[by == "lookups" :])])
+    return table
+
+
+def _top(by: str, value: float) -> str:
+    if by == "saved":
+        return duration(value * 1e9)
+    if by == "cost":
+        return money(value)
+    return _ms(value) if by in ("slow", "compute") else number(value)
+
+
+def workers_table(workers: Mapping[str, Sequence[SummaryRecord]], now_s: float, *, plain: bool) -> Table:
+    """Return what each worker and producer did in the last hour."""
+    columns = [
+        Column("worker or producer", left=True),
+        Column("look-ups"),
+        Column("hit rate"),
+        Column("get p95", rank=2),
+    ]
+    columns += [Column("computed", rank=3), Column("the last hour", left=True, rank=1)]
+    table = Table("", columns)
+    for name, minutes in workers.items():
+        total = total_of(minutes)
+        cells = [number(total.lookups), percent(total.hit_rate), _ms(total.percentile_ms("get", 95))]
+        cells += [number(total.of("compute")), spark(minutely(minutes, now_s), TREND_COLUMNS, plain=plain)]
+        table.rows.append([label(name), *cells])
+    return table
+
+
+def minutely(minutes: Iterable[SummaryRecord], now_s: float) -> list[float]:
+    """Return the look-ups of each of the last 60 minutes."""
+    counts, last = [0.0] * _HOUR_MINUTES, int(now_s // 60)
+    for record in minutes:
+        counts[min(max(record.start // 60 - last - 1, -_HOUR_MINUTES), -1)] += record.lookups
+    return counts
+
+
+def alert_line(alert: AlertState) -> str:
+    """Return an alert as a line."""
+    of = f" of {label(alert.operation)}" if alert.operation else ""
+    value = NOTHING if alert.value is None else f"{alert.value:.6g}"
+    since = f"since {moment(alert.since)} UTC"
+    return f"{alert.level}: {alert.alert}{of} is {value} {alert.unit}, threshold {alert.threshold:.6g}, {since}"
+
+
+def _ms(value: float | None) -> str:
+    return NOTHING if value is None else duration(value * 1e6)
