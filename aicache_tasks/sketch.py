@@ -21,6 +21,8 @@ PER_OCTAVE: Final = 35
 MAX_BUCKET: Final = 64 * PER_OCTAVE
 """No value of 64 bits lies above it."""
 _ZERO: Final = -1
+_PARTS: Final = 10**6
+"""Percentiles are told apart to a millionth of a percent."""
 _log2 = math.log2
 
 
@@ -55,7 +57,7 @@ class Distribution:
     """Fewer take less room and are less exact: 8 are within 4.4 %."""
 
     def add(self, values: Iterable[int]) -> None:
-        """Count each of *values*, whole numbers of 0 or more."""
+        """Count each of *values*: whole numbers from 0 to 2**64."""
         given = list(values)
         if given:
             each = self.per_octave
@@ -65,7 +67,13 @@ class Distribution:
             self.merge(Distribution(len(given), sum(given), min(given), max(given), buckets, each))
 
     def merge(self, other: Distribution) -> None:
-        """Add what *other* counted."""
+        """Add what *other* counted.
+
+        Raises:
+            ValueError: its buckets are of another width.
+        """
+        if self.per_octave != other.per_octave:
+            raise ValueError(f"buckets of {other.per_octave} to an octave do not fit those of {self.per_octave}")
         if not other.count:
             return
         self.low = min(self.low, other.low) if self.count else other.low
@@ -82,7 +90,7 @@ class Distribution:
         """
         if not 0 < percent <= 100:
             raise ValueError(f"percent must be above 0 and at most 100, not {percent!r}")
-        rank = math.ceil(round(percent * self.count / 100, 9))
+        rank = -(-self.count * round(percent * _PARTS) // (100 * _PARTS))  # in whole numbers: 99.9 % of 10**9 is exact
         for bucket, count in sorted(self.buckets.items()):
             rank -= count
             if rank <= 0:

@@ -34,6 +34,18 @@ MAX_NAME_CHARS: Final = 200
 MAX_RECORD_BYTES: Final = 2**20
 AGES_PER_OCTAVE: Final = 8
 _LEVEL: Final = 6
+_WORDS: Final = (
+    b"\x94\xaainvalidate\xa7success\xa0\x94\xa6memory\xa7success\xa0\x94\xa3set\xa7skipped\xa8store_if"
+    b"\x94\xa3set\xa6failed\xabredis_error\x94\xa3get\xa5error\xb7redis_connection_failed\x94\xa3get\xacbreaker_open"
+    b"\x94\xa3get\xa6bypass\xa0\x94\xa3get\xa7refresh\xa0\x94\xa3get\xa6joined\xa0\x94\xa3get\xa5stale\xa0\xa6medium"
+    b"\xa6xlarge\x94\xa7compute\xa7success\xa0\x94\xa8compress\xa7success\xa0\x94\xa6decode\xa7success\xa0"
+    b"\x94\xa3get\xa3hit\xa0\x94\xa3get\xa4miss\xa7expired\x94\xa3get\xa4miss\xabinvalidated"
+    b"\x94\xa3get\xa4miss\xadkey_not_found\x94\xa3key\xa7success\xa0\x94\xa3set\xa7success\xa0"
+    b"\x86\xa8compress\x95\xa7compute\x95\xa6decode\x95\xa3get\x95\xa3key\x95\xa3set\x95"
+    b"\x83\xa5large\xa6medium\xa5small\x95\xce\x93\xcf\x00\x00\x82\xacinput_tokens\xcd\xadoutput_tokens\xcd"
+    b"\x93\xcf\x00\x00\x82\xacinput_tokens\xcd\xadoutput_tokens\xcd\xce\x00"
+)
+"""What records usually say, in MessagePack, for zlib: it saves a third of a quiet minute. Part of the format."""
 _HEAD: Final = b"aR" + bytes((SCHEMA,))
 _BEFORE_FIRST: Final = -2
 _SEVEN_BITS: Final = 0x7F
@@ -43,6 +55,7 @@ _MOST: Final = 2**63 - 1
 
 _Whole = Annotated[int, Meta(ge=0, le=_MOST)]
 _Text = Annotated[str, Meta(max_length=4 * MAX_NAME_CHARS)]
+_Names = Meta(max_length=MAX_NAMES + 1)
 K = TypeVar("K", bound=Hashable)
 
 
@@ -157,7 +170,8 @@ class SummaryRecord:
 
     def pack(self) -> bytes:
         """Return the record without its name and window, which its place in Redis says."""
-        return _HEAD + zlib.compress(_encoder.encode(_packed(self)), _LEVEL)
+        deflater = zlib.compressobj(_LEVEL, zdict=_WORDS)
+        return _HEAD + deflater.compress(_encoder.encode(_packed(self))) + deflater.flush()
 
     @classmethod
     def unpack(cls, data: bytes, operation: str, resolution: str, start: int) -> SummaryRecord:
@@ -240,28 +254,28 @@ class _Spread(msgspec.Struct, array_like=True):
     total: _Whole
     low: _Whole
     high: _Whole
-    buckets: _Whole
+    buckets: Annotated[int, Meta(ge=0, le=MAX_BUCKET + 2)]
     """How many of the record's gaps and counts are this one's."""
 
 
 class _LedgerBytes(msgspec.Struct, array_like=True):
     compute_ns: _Whole
-    tokens: dict[_Text, _Whole]
+    tokens: Annotated[dict[_Text, _Whole], _Names]
     cost_micros: _Whole
 
 
 class _RecordBytes(msgspec.Struct, array_like=True):
-    counts: list[tuple[_Text, _Text, _Text, _Whole]]
-    steps: dict[_Text, _Spread]
+    counts: Annotated[list[tuple[_Text, _Text, _Text, _Whole]], _Names]
+    steps: Annotated[dict[_Text, _Spread], _Names]
     ages: _Spread
-    tiers: dict[_Text, _Whole]
+    tiers: Annotated[dict[_Text, _Whole], _Names]
     sizes: tuple[_Whole, _Whole, _Whole, _Whole, _Whole]
     saved: _LedgerBytes
     spent: _LedgerBytes
     gaps: bytes
     """Of all steps and the ages: how many buckets lie empty before each that is not, as LEB128."""
     fills: bytes
-    """What is in each, as LEB128."""
+    """What is in each, less what was in the one before, as LEB128; the sign is the lowest bit."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -272,10 +286,10 @@ def _packed(record: SummaryRecord) -> _RecordBytes:
     steps = sorted(record.steps.items())
     spreads = [*(spread for _, spread in steps), record.ages]
     return _RecordBytes(
-        [(*names, count) for names, count in sorted(record.counts.items())],
+        [(*names, _bounded(count)) for names, count in sorted(record.counts.items())],
         {step: _packed_spread(spread) for step, spread in steps},
         _packed_spread(record.ages),
-        dict(sorted(record.tiers.items())),
+        {tier: _bounded(count) for tier, count in sorted(record.tiers.items())},
         (
             _bounded(record.raw_bytes),
             _bounded(record.stored_bytes),
@@ -286,7 +300,7 @@ def _packed(record: SummaryRecord) -> _RecordBytes:
         _packed_ledger(record.saved),
         _packed_ledger(record.spent),
         _leb128(gap for spread in spreads for gap in _gaps(spread)),
-        _leb128(count for spread in spreads for _, count in sorted(spread.buckets.items())),
+        _leb128(fill for spread in spreads for fill in _fills(spread)),
     )
 
 
@@ -325,14 +339,23 @@ def _gaps(spread: Distribution) -> Iterator[int]:
         before = bucket
 
 
+def _fills(spread: Distribution) -> Iterator[int]:
+    before = 0
+    for _, count in sorted(spread.buckets.items()):
+        yield 2 * (count - before) if count >= before else 2 * (before - count) - 1
+        before = count
+
+
 def _unpacked_spread(
     held: _Spread, gaps: Iterator[int], fills: Iterator[int], per_octave: int = PER_OCTAVE
 ) -> Distribution:
-    buckets, bucket = Counter[int](), _BEFORE_FIRST
-    for gap, count in zip(islice(gaps, held.buckets), islice(fills, held.buckets), strict=True):
+    buckets, bucket, count = Counter[int](), _BEFORE_FIRST, 0
+    for gap, fill in zip(islice(gaps, held.buckets), islice(fills, held.buckets), strict=True):
         bucket += gap + 1
+        count += -(fill + 1) // 2 if fill % 2 else fill // 2
         buckets[bucket] = count
-    if len(buckets) != held.buckets or buckets.total() != held.count or bucket > MAX_BUCKET:
+    known = len(buckets) == held.buckets and bucket <= MAX_BUCKET
+    if not known or min(buckets.values(), default=1) < 1 or buckets.total() != held.count:
         raise CorruptPayload("buckets of a summary record")
     return Distribution(held.count, held.total, held.low, held.high, buckets, per_octave)
 
@@ -375,7 +398,7 @@ def _from_leb128(data: bytes) -> Iterator[int]:
 
 
 def _inflated(body: bytes) -> bytes:
-    inflater = zlib.decompressobj()
+    inflater = zlib.decompressobj(zdict=_WORDS)
     raw = inflater.decompress(body, MAX_RECORD_BYTES)
     if not inflater.eof or inflater.unused_data:
         raise CorruptPayload("length of a summary record")
