@@ -85,7 +85,7 @@ def encode_batch(
     batch = process, number, origin, last, lost
     try:
         raw = _encoder.encode((*batch, [sample[:-1] for sample in samples]))
-    except (UnicodeEncodeError, OverflowError):  # an operation's name may be any text, and a length any number
+    except (UnicodeEncodeError, OverflowError, TypeError):  # a name may be any kind of text, a length any number
         raw = _encoder.encode((*batch[:2], _encodable(origin), *batch[3:], [_tame(sample) for sample in samples]))
     body = _compressor().compress(raw) if len(raw) >= _COMPRESS_FROM_BYTES else raw
     return bytes((VERSION, _PLAIN)) + raw if body is raw else bytes((VERSION, _ZSTD)) + body
@@ -119,15 +119,19 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _tame(sample: Sample) -> tuple[object, ...]:
-    """Return a sample's row with what cannot be encoded replaced."""
+    """Return a sample's row with what cannot be encoded, or would not be read, replaced."""
     return tuple(
-        _encodable(field) if isinstance(field, str) else min(field, _MAX_COUNT) if isinstance(field, int) else field
+        _encodable(field) if isinstance(field, str) else _countable(field) if isinstance(field, int) else field
         for field in sample[:-1]
     )
 
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
+
+
+def _countable(number: int) -> int:
+    return min(max(int(number), 0), _MAX_COUNT)
 
 
 def _compressor() -> zstandard.ZstdCompressor:
