@@ -120,8 +120,12 @@ class DeadlineSocket:
 
     def shutdown(self, how: int) -> None:
         """Shut the stream down, also when the other end did so already."""
+        plain = getattr(socket.socket, "shutdown", None)  # eventlet's sockets have it, their class does not
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._sock, how)
+            if plain is not None:
+                plain(self._sock, how)
+            else:
+                self._sock.shutdown(how)
 
     def close(self) -> None:
         """Close the socket."""
