@@ -6,7 +6,7 @@ import math
 import time
 import tracemalloc
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -107,7 +107,7 @@ class TestOddSamples:
         class Name(str):
             __slots__ = ()
 
-        class Names(str, Enum):
+        class Names(StrEnum):
             SHOUT = "shout"
 
         for name in (Name("shout"), Names.SHOUT):
