@@ -1,0 +1,24 @@
+"""The app that the workers of these tests run; servers and how samples are shipped come from the environment."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from aicache_tasks import CachedTask, CachePolicy, install
+
+app = Celery("exits", set_as_current=False)
+app.conf.update(
+    worker_prefetch_multiplier=1,
+    worker_lost_wait=0.3,
+    broker_connection_retry_on_startup=True,
+    aicache_strict=True,
+    aicache_budget_ms=5000,
+    aicache_connect_ms=5000,
+)
+install(app)
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="shout", ttl="1h"), name="shout", shared=False)
+def shout(text: str) -> str:
+    """Each call's text has a length of its own, by which its samples are told from others'."""
+    return text.upper()
