@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from aicache_tasks.errors import SettingsError
+from aicache_tasks.errors import SettingsError, StoreRefused
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.parts import Parts
 from aicache_tasks.reports.spans import Cover, Span, cover, pieces_of, resolution_of, windows
@@ -77,7 +77,8 @@ class Live(NamedTuple):
     backlog: Backlog
     waiting: RolledUp
     """What the next roll-up would count."""
-    store: StoreInfo
+    store: StoreInfo | None
+    """None if its user may not ask."""
 
 
 class Reader:
@@ -157,8 +158,14 @@ class Reader:
             self.summaries.workers(),
             self.summaries.backlog(),
             waiting,
-            self._store.info(Budget(ADMIN_BUDGET_S)),
+            self._info(),
         )
+
+    def _info(self) -> StoreInfo | None:
+        try:
+            return self._store.info(Budget(ADMIN_BUDGET_S))
+        except StoreRefused:
+            return None
 
     def _names(self, operations: Iterable[str] | None) -> Sequence[str]:
         return self.summaries.operations() if operations is None else sorted(set(operations))

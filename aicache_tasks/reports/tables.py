@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from aicache_tasks.reports.wording import cut, width
 
@@ -31,12 +31,12 @@ class Column:
 
     Args:
         title: at its head.
-        left: names stand at the left, and are cut where there is no room; figures at the right, and never are.
+        kind: figures stand at the right; marks, such as bars, and names at the left; names alone may be cut.
         rank: those of the highest rank go first where there is no room; 0 always stays.
     """
 
     title: str
-    left: bool = False
+    kind: Literal["figure", "mark", "name"] = "figure"
     rank: int = 0
 
 
@@ -106,12 +106,12 @@ def fit(table: Table, columns: int) -> tuple[Table, list[str]]:
     widths = _widths(there, rows)
     spare = columns - sum(widths) - len(GAP) * (len(widths) - 1)
     for at, column in enumerate(there):
-        if column.left and spare < 0:
-            narrower = max(widths[at] + spare, min(MIN_LABEL, widths[at]))
+        if column.kind == "name" and spare < 0:
+            narrower = max(widths[at] + spare, _least(column, widths[at]))
             spare += widths[at] - narrower
             rows = [[*row[:at], _shortened(row[at], narrower), *row[at + 1 :]] for row in rows]
     total = rows.pop() if table.total else None
-    missing = [column.title for column in table.columns if column not in there]
+    missing = [column.title for column in table.columns if column.title and column not in there]
     return Table(table.title, there, [*rows], total), missing
 
 
@@ -119,8 +119,11 @@ def _room(table: Table, there: Sequence[Column]) -> int:
     """Return the least width of *table* with the columns *there*."""
     places = [place for place, column in enumerate(table.columns) if column in there]
     widths = _widths(there, [[row[place] for place in places] for row in table.lines])
-    least = [min(wide, MIN_LABEL) if column.left else wide for column, wide in zip(there, widths, strict=True)]
-    return sum(least) + len(GAP) * (len(least) - 1)
+    return sum(map(_least, there, widths)) + len(GAP) * (len(there) - 1)
+
+
+def _least(column: Column, wide: int) -> int:
+    return min(wide, max(MIN_LABEL, width(column.title))) if column.kind == "name" else wide
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
@@ -142,7 +145,7 @@ def _plain(table: Table) -> list[str]:
 
 def _padded(column: Column, cell: str, wide: int) -> str:
     room = " " * (wide - width(cell))
-    return cell + room if column.left else room + cell
+    return room + cell if column.kind == "figure" else cell + room
 
 
 def _columns(out: TextIO, environ: Mapping[str, str]) -> int:
@@ -189,7 +192,7 @@ def _rich_table(table: Table) -> Any:
     )
     for at, column in enumerate(table.columns):
         footer = _text(table.total[at]) if table.total else ""
-        justify = "left" if column.left else "right"
+        justify = "right" if column.kind == "figure" else "left"
         made.add_column(_text(column.title), footer=footer, justify=justify, no_wrap=True)
     for row in table.rows:
         made.add_row(*map(_text, row))

@@ -37,7 +37,7 @@ _HOUR_MINUTES: Final = 60
 
 def by_columns(by: Sequence[str]) -> list[Column]:
     """Return a column of names for each of what rows tell apart."""
-    return [Column(name, left=True) for name in by]
+    return [Column(name, "name") for name in by]
 
 
 def by_cells(by: Sequence[str], group: Group) -> list[str]:
@@ -74,15 +74,15 @@ def figures_table(
         *by_columns(by),
         Column("look-ups"),
         Column("hit rate"),
-        Column("", left=True, rank=1),
-        Column("saved"),
-        Column("saved tokens", rank=6),
-        Column("saved cost", rank=6),
-        Column("get p50", rank=5),
-        Column("get p95", rank=3),
-        Column("computed p50", rank=4),
-        Column("stored", rank=7),
-        Column("look-ups over time", left=True, rank=2),
+        Column("", "mark", rank=2),
+        Column("saved", rank=1),
+        Column("saved tokens", rank=7),
+        Column("saved cost", rank=7),
+        Column("get p50", rank=6),
+        Column("get p95", rank=4),
+        Column("computed p50", rank=5),
+        Column("stored", rank=8),
+        Column("look-ups over time", "mark", rank=3),
     ]
     trends = trends or {}
     table = Table(title, columns)
@@ -141,7 +141,7 @@ def timings_table(rows: Mapping[Group, Distribution], by: Sequence[str], *, titl
 
 def counts_table(rows: Mapping[Group, Counted], by: Sequence[str], *, title: str = "", plain: bool = False) -> Table:
     """Return how often statuses and reasons were."""
-    table = Table(title, [*by_columns(by), Column("count"), Column("of the step"), Column("", left=True, rank=1)])
+    table = Table(title, [*by_columns(by), Column("count"), Column("of the step"), Column("", "mark", rank=1)])
     for group, row in rows.items():
         marks = bar(row.share, BAR_COLUMNS, plain=plain)
         table.rows.append([*by_cells(by, group), number(row.times), percent(row.share), marks])
@@ -180,7 +180,7 @@ _NAMES: Final = {
 
 def changes_table(changes: Iterable[Change], *, title: str) -> Table:
     """Return two spans side by side."""
-    table = Table(title, [Column("", left=True), Column("before"), Column("now"), Column("change")])
+    table = Table(title, [Column("", "name"), Column("before"), Column("now"), Column("change")])
     for change in changes:
         if change.before or change.now:
             row = [_figure(change.name, change.before), _figure(change.name, change.now), change_of(change)]
@@ -191,7 +191,7 @@ def changes_table(changes: Iterable[Change], *, title: str) -> Table:
 def changes_by_operation(changes: Mapping[str, Sequence[Change]], *, title: str) -> Table:
     """Return each operation's main figures now, and how they changed."""
     shown = ("lookups", "hit_rate", "get_p95_ms", "saved_seconds")
-    columns = [Column("operation", left=True)]
+    columns = [Column("operation", "name")]
     for rank, name in enumerate(shown):
         columns += [Column(_NAMES[name], rank=rank), Column("change", rank=rank)]
     table = Table(title, columns)
@@ -225,7 +225,7 @@ def top_table(found: Sequence[tuple[SummaryRecord, float]], by: str, *, title: s
     """Return operations in the order of a figure."""
     heads = {"saved": "saved time", "cost": "saved cost", "tokens": "saved tokens", "lookups": "look-ups"}
     heads |= {"misses": "misses", "slow": "get p95", "compute": "computed p95"}
-    columns = [Column("operation", left=True), Column(heads[by]), Column("", left=True, rank=1)]
+    columns = [Column("operation", "name"), Column(heads[by]), Column("", "mark", rank=1)]
     columns += [Column("look-ups", rank=2), Column("hit rate", rank=3)] if by != "lookups" else [Column("hit rate")]
     table, most = Table(title, columns), max((value for _, value in found), default=1.0)
     for record, value in found:
@@ -246,12 +246,12 @@ def _top(by: str, value: float) -> str:
 def workers_table(workers: Mapping[str, Sequence[SummaryRecord]], now_s: float, *, plain: bool) -> Table:
     """Return what each worker and producer did in the last hour."""
     columns = [
-        Column("worker or producer", left=True),
+        Column("worker or producer", "name"),
         Column("look-ups"),
         Column("hit rate"),
         Column("get p95", rank=2),
     ]
-    columns += [Column("computed", rank=3), Column("the last hour", left=True, rank=1)]
+    columns += [Column("computed", rank=3), Column("the last hour", "mark", rank=1)]
     table = Table("", columns)
     for name, minutes in workers.items():
         total = total_of(minutes)

@@ -154,11 +154,10 @@ def percent(share: float | None) -> str:
     """
     if share is None:
         return NOTHING
-    if 0 < share < 0.0005:
+    if 0 < share < 0.001:
         return "<0.1 %"
-    if 0.9995 < share < 1:
-        return ">99.9 %"
-    return f"{_three(100 * share)} %"
+    shown = _three(100 * share)
+    return ">99.9 %" if shown == "100" and share < 1 else f"{shown} %"
 
 
 def ratio(times: float | None) -> str:

@@ -58,9 +58,10 @@ def export(
     output: Path | None,
     force: bool,
 ) -> None:
-    """Write the summary records of a span of time, one a line, oldest first of each operation.
+    """Write the summary records as JSON lines.
 
-    Their fields are in docs/summary-record.schema.json; the file appears when it is complete.
+    One record a line, those of one operation after the other, the oldest first. Their fields are described in
+    docs/summary-record.schema.json. A file appears when it is complete.
     """
     reader = reader_of(ctx)
     span, names = span_of(reader, since or SINCE, until), wanted(operations)

@@ -29,9 +29,10 @@ from aicache_tasks.summary import SummaryRecord
 @click.option("--dry-run", is_flag=True, help="Show what would be counted, and change nothing.")
 @json_option
 def rollup(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
-    """Count the timings that wait into the summary records, as beat has a worker do each minute.
+    """Count the timings that wait, now.
 
-    Each timing is counted once, however many roll-ups run at the same moment. Alerts are judged too.
+    They go into the summary records, as beat has a worker do each minute. Each timing is counted once, however many
+    roll-ups run at the same moment. Alerts are judged too.
     """
     reader = reader_of(ctx)
     with progress_bar("counting" if dry_run else "rolling up") as progress:

@@ -22,6 +22,7 @@ from aicache_tasks.reports.tables import Screen
 from aicache_tasks.reports.views import alert_line, figures_table, workers_table
 from aicache_tasks.reports.wording import duration, iso, label, number, plural, size
 from aicache_tasks.settings import Settings
+from aicache_tasks.stores.base import StoreInfo
 from aicache_tasks.summary import SummaryRecord
 
 LATE_PERIODS: Final = 3
@@ -40,9 +41,10 @@ class Now(NamedTuple):
 @command
 @json_option
 def stats(ctx: click.Context, as_json: bool) -> None:
-    """Show what the cache did since it was installed, the workers' last hour, and what waits.
+    """Show what the cache did so far.
 
-    Timings that wait for the next roll-up are counted too: the figures are those of now.
+    Each operation's figures since the first timing, each worker's of the last hour, what waits for the roll-up, alerts,
+    and the server. What waits is counted too: the figures are those of now.
     """
     reader = reader_of(ctx)
     now = Now(reader.live(), current(reader.summaries), since_asked_s(reader.summaries))
@@ -68,11 +70,14 @@ def _show(screen: Screen, now: Now, reader: Reader, place: str) -> None:
         screen.line(line)
     for alert in now.alerts:
         screen.line(alert_line(alert), "warning")
-    store = live.store
-    screen.line(
-        f"{place}: version {label(store.version, 20)}, {number(store.keys)} keys, "
-        f"{size(store.memory_used_bytes)}, eviction {label(store.eviction_policy, 20)}"
-    )
+    screen.line(f"{place}: {_server(live.store)}")
+
+
+def _server(store: StoreInfo | None) -> str:
+    if store is None:
+        return "the server does not say how it is"
+    policy = label(store.eviction_policy, 20)
+    return f"version {label(store.version, 20)}, {number(store.keys)} keys, {size(store.memory_used_bytes)}, {policy}"
 
 
 def _lines(now: Now, settings: Settings) -> Iterator[str]:
@@ -105,7 +110,7 @@ def _as_json(now: Now) -> dict[str, Any]:
             "undecodable": live.waiting.undecodable,
         },
         "rollup_asked_seconds_ago": now.asked_s,
-        "store": {**store._asdict()},
+        "store": store and store._asdict(),
         "alerts": [alert._asdict() | {"since": iso(alert.since)} for alert in now.alerts],
     }
 

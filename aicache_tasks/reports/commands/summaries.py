@@ -99,10 +99,10 @@ def summaries(
     before: str | None,
     as_json: bool,
 ) -> None:
-    """Show what was rolled up of a span of time. All times are UTC.
+    """Show what was so in a span of time.
 
-    A span is counted in whole days, hours and minutes; what is older than records of minutes are kept goes outward to
-    the hour, then to the day, and the title says what is really covered.
+    All times are UTC. A span is counted in whole days, hours and minutes; where records of minutes are no longer kept
+    it goes outward to the hour, then to the day, and the title says what is really covered.
     """
     reader = reader_of(ctx)
     span, names = span_of(reader, since or before or SINCE, until), wanted(operations)

@@ -46,7 +46,10 @@ def top(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Show the operations that saved most, or are slowest, or miss most, in a span of time."""
+    """Show the operations that matter most.
+
+    Those that saved most, were slowest, or missed most in a span of time.
+    """
     reader = reader_of(ctx)
     span = span_of(reader, since or SINCE, until)
     merged = reader.merge(span, wanted(operations))
