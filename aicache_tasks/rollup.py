@@ -18,7 +18,7 @@ from aicache_tasks.batches import Batch, Row
 from aicache_tasks.codec import decode_meta
 from aicache_tasks.errors import CorruptPayload
 from aicache_tasks.records import HIT_STATUSES, EntryMeta
-from aicache_tasks.summary import MAX_NAME_CHARS, OTHER, Ledger, SummaryRecord
+from aicache_tasks.summary import MAX_NAME_CHARS, OTHER, Ledger, SummaryRecord, tally
 
 WINDOWS_S: Final = {"minute": 60, "hour": 3600, "day": 86_400}
 """The lengths of the windows that records are kept for."""
@@ -26,8 +26,10 @@ WORKER_KEEP_S: Final = 3600
 AHEAD_S: Final = 60
 """A clock that runs ahead by more is not believed."""
 
+_ROWS_AT_ONCE: Final = 4096
+"""How many rows are held before they are counted: what fits a core's cache is counted fastest."""
 _LABEL_CHARS: Final = 64
-NO_META: Final = EntryMeta()
+_NO_META: Final = EntryMeta()
 _MICROS: Final = 1_000_000
 _MOST: Final = 2**53
 
@@ -41,7 +43,7 @@ class Keep(NamedTuple):
 
 
 KEEP: Final = Keep()
-_Group = tuple[int, str, str, str, str, str]
+_Kind = tuple[int, str, str, str, str, str]
 """Minute, operation, step, status, reason, tier."""
 
 
@@ -56,30 +58,51 @@ class Place(NamedTuple):
 _LOST: Final = Place("total", "", 0)
 
 
+class Names:
+    """Names that may have records, as many as there is room for; the others share ``~other``.
+
+    Args:
+        known: those that have records.
+        most: how many may have.
+
+    >>> names = Names(["shout"], 2)
+    >>> [names.place("whisper"), names.place("sing"), names.place("shout")]
+    ['whisper', '~other', 'shout']
+    """
+
+    def __init__(self, known: Iterable[str], most: int) -> None:
+        self._known, self._most = set(known), most
+
+    def place(self, name: str) -> str:
+        """Return the name under which *name* counts, from now on always the same."""
+        name = name[:MAX_NAME_CHARS]
+        if name not in self._known:
+            if len(self._known) >= self._most:
+                return OTHER
+            self._known.add(name)
+        return name
+
+
 class Fold:
     """What some batches add.
 
     Args:
         now_s: the server's time, seconds since the epoch.
         seen: the highest number counted so far of each process.
-        operations: those that have records; an operation beyond *max_operations* counts under ``~other``.
+        operations: those that may have records.
+        workers: the same of workers and producers.
         keep: how long records are kept.
-        max_operations: how many operations may have records.
     """
 
     def __init__(
-        self,
-        now_s: float,
-        seen: Mapping[bytes, int],
-        operations: Iterable[str] = (),
-        keep: Keep = KEEP,
-        max_operations: int = 1000,
+        self, now_s: float, seen: Mapping[bytes, int], operations: Names, workers: Names, keep: Keep = KEEP
     ) -> None:
         self.seen, self.ended = dict(seen), set[bytes]()
         self.samples = self.batches = self.duplicates = self.lost = 0
-        self._now_s, self._keep = now_s, keep
-        self._operations, self._max_operations = set(operations), max_operations
-        self._groups: defaultdict[str, defaultdict[_Group, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        self._now_s, self._keep, self._operations, self._workers = now_s, keep, operations, workers
+        self._held = 0
+        self._rows: defaultdict[str, defaultdict[_Kind, list[Row]]] = defaultdict(lambda: defaultdict(list))
+        self._minutes: dict[tuple[str, str, int], SummaryRecord] = {}
 
     def add(self, batch: Batch) -> None:
         """Count *batch*, unless it was counted before."""
@@ -92,72 +115,69 @@ class Fold:
         self.batches += 1
         self.samples += len(batch.rows)
         self.lost += batch.lost
-        groups = self._groups[batch.origin[:MAX_NAME_CHARS]]
+        rows = self._rows[batch.origin]
         for row in batch.rows:
-            groups[int(row[0]) // 60, row[1], row[2], row[3], row[4], row[7]].append(row)
+            rows[int(row[0]) // 60, row[1], row[2], row[3], row[4], row[7]].append(row)
+        self._held += len(batch.rows)
+        if self._held >= _ROWS_AT_ONCE:
+            self._count_held()
 
     def deltas(self) -> dict[Place, SummaryRecord]:
         """Return what is added to each record."""
+        self._count_held()
         found: dict[Place, SummaryRecord] = {}
-        for origin, groups in self._groups.items():
-            for (operation, minute), record in self._counted(groups).items():
-                for place in self._places_of(origin, operation, minute):
-                    found.setdefault(place, SummaryRecord(place.name, place.kind, place.start)).merge(record)
+        for (worker, operation, start), record in self._minutes.items():
+            for place in self._places_of(worker, operation, start):
+                found.setdefault(place, SummaryRecord(place.name, place.kind, place.start)).merge(record)
         if self.lost:
             found.setdefault(_LOST, SummaryRecord("", "total", 0)).lost += self.lost
         return found
 
-    def _counted(self, groups: Mapping[_Group, list[Row]]) -> dict[tuple[str, int], SummaryRecord]:
-        """Return one origin's records of minutes."""
-        minutes: dict[tuple[str, int], SummaryRecord] = {}
+    def _count_held(self) -> None:
+        """Count the rows that are held in the records of their minutes."""
         latest = int(self._now_s + AHEAD_S) // 60
-        for (minute, operation, step, status, reason, tier), rows in groups.items():
-            start = 60 * (minute if minute <= latest else int(self._now_s) // 60)
-            name = self._known(operation[:MAX_NAME_CHARS])
-            record = minutes.setdefault((name, start), SummaryRecord(name, "minute", start))
-            _count(record, step, status, reason, tier, rows)
-        return minutes
+        for origin, kinds in self._rows.items():
+            worker = self._workers.place(origin)
+            for (minute, operation, step, status, reason, tier), rows in kinds.items():
+                start = 60 * (minute if minute <= latest else int(self._now_s) // 60)
+                name = self._operations.place(operation)
+                record = self._minutes.setdefault((worker, name, start), SummaryRecord(name, "minute", start))
+                _count(record, step[:_LABEL_CHARS], status[:_LABEL_CHARS], reason[:_LABEL_CHARS], rows)
+                if step == "get":
+                    tally(record.tiers, tier[:_LABEL_CHARS], len(rows), OTHER)
+        self._rows.clear()
+        self._held = 0
 
-    def _places_of(self, origin: str, operation: str, minute: int) -> Iterator[Place]:
+    def _places_of(self, worker: str, operation: str, minute: int) -> Iterator[Place]:
         yield Place("total", operation, 0)
         for kind, length in WINDOWS_S.items():
             start = minute - minute % length
             if start + length > self._now_s - getattr(self._keep, kind):
                 yield Place(kind, operation, start)
         if minute + WINDOWS_S["minute"] > self._now_s - WORKER_KEEP_S:
-            yield Place("worker", origin, minute)
-
-    def _known(self, operation: str) -> str:
-        if operation not in self._operations:
-            if len(self._operations) >= self._max_operations:
-                return OTHER
-            self._operations.add(operation)
-        return operation
+            yield Place("worker", worker, minute)
 
 
-def _count(record: SummaryRecord, step: str, status: str, reason: str, tier: str, rows: list[Row]) -> None:
+def _count(record: SummaryRecord, step: str, status: str, reason: str, rows: list[Row]) -> None:
     """Add *rows*, which agree in all that the other arguments say."""
-    step, status, reason, tier = (label[:_LABEL_CHARS] for label in (step, status, reason, tier))
     *_, durations, _, _, raw, stored, key_ns, decode_ns, ages, metas = zip(*rows, strict=True)
-    added = SummaryRecord(record.operation, "minute", record.start)
-    added.counts[step, status, reason] = len(rows)
-    _time(added, step, durations)
+    record.count(step, status, reason, len(rows))
+    _time(record, step, durations)
     if step == "get":
-        added.tiers[tier] = len(rows)
-        _time_bundled(added, "key", key_ns)
-        _time_bundled(added, "decode", decode_ns)
+        _time_bundled(record, "key", key_ns)
+        _time_bundled(record, "decode", decode_ns)
         if status in HIT_STATUSES:
-            added.served_bytes = sum(raw)
-            added.ages.add(ages)
-            _enter(added.saved, metas)
+            record.served_bytes += sum(raw)
+            record.ages.add(ages)
+            record.saved.compute_ns += _enter(record.saved, metas)
     elif step == "compute":
-        _enter(added.spent, metas)
-        added.spent.compute_ns = sum(durations)
+        _enter(record.spent, metas)
+        record.spent.compute_ns += sum(durations)
     elif step == "set" and status == "success":
-        added.raw_bytes, added.stored_bytes = sum(raw), sum(stored)
+        record.raw_bytes += sum(raw)
+        record.stored_bytes += sum(stored)
     elif step == "memory":
-        added.memory_bytes = max(stored)
-    record.merge(added)
+        record.memory_bytes = max(record.memory_bytes, *stored)
 
 
 def _time(record: SummaryRecord, step: str, durations: Iterable[int]) -> None:
@@ -169,27 +189,31 @@ def _time(record: SummaryRecord, step: str, durations: Iterable[int]) -> None:
 
 def _time_bundled(record: SummaryRecord, step: str, durations: Sequence[int]) -> None:
     """Add a step that the samples of another bear."""
-    _time(record, step, durations)
-    if step in record.steps:
-        record.counts[step, "success", ""] = record.steps[step].count
+    if timed := len(durations) - durations.count(0):
+        record.count(step, "success", "", timed)
+        _time(record, step, durations)
 
 
-def _enter(ledger: Ledger, metas: Sequence[bytes]) -> None:
-    """Add what each answer took; hits of one entry have the same bytes. What is no count is left out."""
+def _enter(ledger: Ledger, metas: Sequence[bytes]) -> int:
+    """Add tokens and cost of each answer; return how long it took to compute them, ns. What is no count is left out.
+
+    Hits of one entry have the same bytes.
+    """
+    compute_ns = 0
     for data, times in Counter(metas).items():
         meta = _meta(data)
         if 0 < meta.compute_ns <= _MOST:
-            ledger.compute_ns += times * meta.compute_ns
+            compute_ns += times * meta.compute_ns
         if meta.cost is not None and 0 < meta.cost < _MOST / _MICROS:
             ledger.cost_micros += times * round(meta.cost * _MICROS)
-        if meta.usage:
-            for name, count in meta.usage.items():
-                if 0 < count <= _MOST:
-                    ledger.tokens[name[:_LABEL_CHARS]] += times * count
+        for name, tokens in (meta.usage or {}).items():
+            if 0 < tokens <= _MOST:
+                ledger.count(name[:_LABEL_CHARS], times * tokens)
+    return compute_ns
 
 
 def _meta(data: bytes) -> EntryMeta:
     try:
-        return decode_meta(data) if data else NO_META
+        return decode_meta(data) if data else _NO_META
     except CorruptPayload:  # somebody else's: the timing is sound
-        return NO_META
+        return _NO_META

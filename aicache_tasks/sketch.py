@@ -14,6 +14,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import mul
 from typing import Final
 
 PER_OCTAVE: Final = 35
@@ -23,7 +25,6 @@ MAX_BUCKET: Final = 64 * PER_OCTAVE
 _ZERO: Final = -1
 _PARTS: Final = 10**6
 """Percentiles are told apart to a millionth of a percent."""
-_log2 = math.log2
 
 
 def value_of(bucket: int, per_octave: int = PER_OCTAVE) -> float:
@@ -57,14 +58,24 @@ class Distribution:
     """Fewer take less room and are less exact: 8 are within 4.4 %."""
 
     def add(self, values: Iterable[int]) -> None:
-        """Count each of *values*: whole numbers from 0 to 2**64."""
+        """Count each of *values*: whole numbers from 0 to 2**64.
+
+        Raises:
+            ValueError: one is negative; none is counted.
+        """
         given = list(values)
-        if given:
-            each = self.per_octave
-            buckets = Counter([int(_log2(value) * each) for value in given if value])
-            if len(given) > (positive := buckets.total()):
-                buckets[_ZERO] = len(given) - positive
-            self.merge(Distribution(len(given), sum(given), min(given), max(given), buckets, each))
+        if not given:
+            return
+        if (low := min(given)) < 0:
+            raise ValueError(f"values must be 0 or more, not {low}")
+        # All in C: each value as a number of octaves, times buckets to an octave, cut to a whole number, counted.
+        positive = filter(None, given)
+        self.buckets.update(map(int, map(mul, map(math.log2, positive), repeat(self.per_octave))))
+        if not low:
+            self.buckets[_ZERO] += given.count(0)
+        self._widen(low, max(given))
+        self.count += len(given)
+        self.total += sum(given)
 
     def merge(self, other: Distribution) -> None:
         """Add what *other* counted.
@@ -76,11 +87,14 @@ class Distribution:
             raise ValueError(f"buckets of {other.per_octave} to an octave do not fit those of {self.per_octave}")
         if not other.count:
             return
-        self.low = min(self.low, other.low) if self.count else other.low
-        self.high = max(self.high, other.high)
+        self._widen(other.low, other.high)
         self.count += other.count
         self.total += other.total
         self.buckets.update(other.buckets)
+
+    def _widen(self, low: int, high: int) -> None:
+        self.low = min(self.low, low) if self.count else low
+        self.high = max(self.high, high)
 
     def percentile(self, percent: float) -> float:
         """Return the value that *percent* of the values do not exceed (nearest rank), 0.0 if there are none.

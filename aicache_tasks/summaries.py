@@ -19,7 +19,7 @@ from aicache_tasks.batches import decode_batch
 from aicache_tasks.errors import CorruptPayload, PayloadError, SettingsError
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.parts import Parts
-from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Place
+from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
 from aicache_tasks.samplekeys import SampleKeys
 from aicache_tasks.stores.base import Budget, Carrier
 from aicache_tasks.stores.inbox import Commit, Head, Inbox
@@ -40,6 +40,7 @@ MAX_OPERATIONS: Final = 1000
 MAX_WORKERS: Final = 1000
 
 _ASIDE_BYTES: Final = 64 * 1024
+_DIGITS: Final = 13
 _FIELDS_AT_ONCE: Final = 500
 _SWEPT_AT_ONCE: Final = 5000
 _LATE_S: Final = 3600
@@ -81,6 +82,13 @@ class Backlog(NamedTuple):
     age_s: float
 
 
+class _Known(NamedTuple):
+    """Whose records there are."""
+
+    operations: Names
+    workers: Names
+
+
 class _Piece(NamedTuple):
     fold: Fold
     taken: list[bytes]
@@ -120,14 +128,17 @@ class Summaries:
             StoreError: the server went away; what was counted is counted, the rest waits.
             UnknownPayload: the records were written by a newer version, which has to go on with them.
         """
-        done, goal, taken = RolledUp(), -1, 0
+        done, goal, taken, known = RolledUp(), -1, 0, self._known()
         while True:
             head = self.ask(self.inbox.head, PIECE_BYTES)
             goal = head.waiting if goal < 0 else goal
             done.waiting = head.waiting
             if not head.entries or taken >= goal:
                 break
-            piece = self._fold(head, head.entries)
+            if not head.turn:
+                self._take_first_turn()
+                continue
+            piece = self._fold(head, head.entries, known)
             if self._commit(head, piece, done):
                 taken += len(piece.taken)
                 _tell(progress, taken, goal)
@@ -138,19 +149,31 @@ class Summaries:
 
     def preview(self, *, progress: Progress | None = None) -> RolledUp:
         """Return what `roll_up` would do now. Changes nothing; what comes meanwhile may or may not be in it."""
-        would, offset, seen = RolledUp(), 0, dict[bytes, int]()
+        would, offset, known, seen = RolledUp(), 0, self._known(), dict[bytes, int]()
         while True:
             head = self.ask(self.inbox.head, PIECE_BYTES, offset=offset)
             would.waiting = head.waiting
             if not head.entries:
                 return would
-            piece = self._fold(head, head.entries, seen)
+            piece = self._fold(head, head.entries, known, seen)
             seen.update(piece.fold.seen)
             _note(would, piece)
             offset += len(piece.taken)
             _tell(progress, offset, head.waiting)
 
-    def _fold(self, head: Head, entries: Sequence[bytes], seen: dict[bytes, int] | None = None) -> _Piece:
+    def _known(self) -> _Known:
+        return _Known(Names(self.operations(), MAX_OPERATIONS), Names(self._worker_times(), MAX_WORKERS))
+
+    def _take_first_turn(self) -> None:
+        """Commit nothing, so that there is a turn.
+
+        Without one, an inbox that was emptied and filled anew after it was read could not be told from what was read.
+        """
+        self.ask(self.inbox.commit, Commit(b"", 0, 0, None, (), (), ()))
+
+    def _fold(
+        self, head: Head, entries: Sequence[bytes], known: _Known, seen: dict[bytes, int] | None = None
+    ) -> _Piece:
         """Return what *entries* add, or the first half of them if that is too much for one commit."""
         batches, aside = [], []
         for data in entries:
@@ -158,13 +181,12 @@ class Summaries:
                 batches.append(decode_batch(data))
             except PayloadError:
                 aside.append(data[:_ASIDE_BYTES])
-        known = self.ask(self.inbox.hash, self.keys.totals)
-        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), map(_text, known), self._keep, MAX_OPERATIONS)
+        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), *known, self._keep)
         for batch in batches:
             fold.add(batch)
         deltas = fold.deltas()
         if len(deltas) > MAX_RECORDS and len(entries) > 1:
-            return self._fold(head, entries[: len(entries) // 2], seen)
+            return self._fold(head, entries[: len(entries) // 2], known, seen)
         return _Piece(fold, list(entries), aside, deltas)
 
     def _seen(self, batches: Sequence[Any], known: dict[bytes, int]) -> dict[bytes, int]:
@@ -225,23 +247,26 @@ class Summaries:
         """Remove what is no longer kept."""
         while self.ask(self.inbox.sweep, now_s, _FIELDS_AT_ONCE) == _FIELDS_AT_ONCE:
             pass
-        for worker, seen_s in self._worker_times().items():
+        operations, workers = self.operations(), self._worker_times()
+        for worker, seen_s in workers.items():
             if seen_s < now_s - WORKER_KEEP_S - _LATE_S:
                 self._forget_worker(worker)
         for kind, length in WINDOWS_S.items():
-            self._sweep(kind, length, int(now_s - getattr(self._keep, kind) - _LATE_S) // length * length)
+            keys = [self.keys.records(operation, kind) for operation in operations]
+            self._sweep(kind, keys, length, now_s - getattr(self._keep, kind))
+        self._sweep("worker", [self.keys.worker(worker) for worker in workers], 60, now_s - WORKER_KEEP_S)
 
-    def _sweep(self, kind: str, length: int, end_s: int) -> None:
-        """Remove the records of windows before *end_s*, from where the last sweep ended."""
-        mark = f"swept_{kind}"
+    def _sweep(self, kind: str, keys: Sequence[str], length: int, kept_s: float) -> None:
+        """Remove the records of windows that ended long before *kept_s*, from where the last sweep ended."""
+        mark, end_s = f"swept_{kind}", int(kept_s - _LATE_S) // length * length
         ((held,),) = self.ask(self.inbox.fetch, [(self.keys.state, [mark])])
-        begin_s = int(held) if held and held.isdigit() else end_s
+        begin_s = min(_epoch_s(held, end_s) // length * length, end_s)  # it is later if the clock was put back
         end_s = min(end_s, begin_s + _SWEPT_AT_ONCE * length)
         fields = [str(start) for start in range(begin_s, end_s, length)]
-        for operation in self.operations() if fields else ():
-            self.ask(self.inbox.drop_fields, self.keys.records(operation, kind), fields)
-        if held is None or fields:
-            self.ask(self.inbox.swap, self.keys.state, mark, held, b"%d" % max(begin_s, end_s))
+        for key in keys if fields else ():
+            self.ask(self.inbox.drop_fields, key, fields)
+        if held != (swept := b"%d" % end_s):
+            self.ask(self.inbox.swap, self.keys.state, mark, held, swept)
 
     def _forget_worker(self, worker: str) -> None:
         key = self.keys.worker(worker)
@@ -298,7 +323,7 @@ class Summaries:
 
     def _worker_times(self) -> dict[str, int]:
         held = self.ask(self.inbox.hash, self.keys.workers)
-        return {_text(name): int(seen) for name, seen in sorted(held.items()) if seen.isdigit()}
+        return {_text(name): _epoch_s(seen, 0) for name, seen in sorted(held.items())}
 
     def ask(self, ask: Callable[..., T], *given: Any, **named: Any) -> T:
         """Return what *ask* does, a call of the inbox: as an operator's, with a budget of its own."""
@@ -343,6 +368,11 @@ def _read(data: bytes | None, name: str, kind: str, start: int) -> Iterator[Summ
 def _tell(progress: Progress | None, done: int, of: int) -> None:
     if progress is not None:
         progress(done, of)
+
+
+def _epoch_s(held: bytes | None, otherwise: int) -> int:
+    """Return the time in *held*, seconds; *otherwise* if there is none that is one of ours."""
+    return int(held) if held and held.isdigit() and len(held) < _DIGITS else otherwise
 
 
 def _text(name: bytes) -> str:

@@ -29,6 +29,7 @@ SCHEMA: Final = 1
 PERCENTILES: Final = (50, 90, 95, 99)
 OTHER: Final = "~other"
 """What names stand under once a record has as many as it may."""
+_OTHERS: Final = (OTHER, OTHER, "")
 MAX_NAMES: Final = 64
 MAX_NAME_CHARS: Final = 200
 MAX_RECORD_BYTES: Final = 2**20
@@ -67,6 +68,10 @@ class Ledger:
     tokens: Counter[str] = field(default_factory=Counter)
     cost_micros: int = 0
     """Millionths of your currency."""
+
+    def count(self, name: str, tokens: int) -> None:
+        """Add *tokens* of a kind."""
+        tally(self.tokens, name, tokens, OTHER)
 
     def merge(self, other: Ledger) -> None:
         """Add *other*."""
@@ -147,9 +152,13 @@ class SummaryRecord:
 
     # Adding.
 
+    def count(self, step: str, status: str, reason: str, times: int) -> None:
+        """Count that *step* was so *times*."""
+        tally(self.counts, (step, status, reason), times, _OTHERS)
+
     def merge(self, other: SummaryRecord) -> None:
         """Add what *other* counted; its operation and window do not matter."""
-        _add(self.counts, other.counts, (OTHER, OTHER, ""))
+        _add(self.counts, other.counts, _OTHERS)
         for step, spread in other.steps.items():
             self.step(step).merge(spread)
         self.ages.merge(other.ages)
@@ -181,10 +190,10 @@ class SummaryRecord:
             UnknownPayload: made by another version.
             CorruptPayload: no record.
         """
-        if data[:2] != _HEAD[:2]:
+        if len(data) < len(_HEAD) or data[:2] != _HEAD[:2]:
             raise CorruptPayload("no summary record")
-        if data[:3] != _HEAD:
-            raise UnknownPayload("summary record of another version")
+        if data[2] != SCHEMA:
+            raise UnknownPayload(f"summary record of version {data[2]}, not {SCHEMA}")
         try:
             return _unpacked(_decoder.decode(_inflated(data[3:])), operation, resolution, start)
         except (ValueError, RecursionError, zlib.error):  # its text may quote what was read
@@ -214,9 +223,14 @@ class SummaryRecord:
         }
 
 
+def tally(into: Counter[K], name: K, times: int, other: K) -> None:
+    """Add *times* to what stands under *name*, or under *other* if there is no room for another name."""
+    into[_room(into, name, other)] += times
+
+
 def _add(into: Counter[K], more: Mapping[K, int], other: K) -> None:
-    for name, count in more.items():
-        into[_room(into, name, other)] += count
+    for name, times in more.items():
+        tally(into, name, times, other)
 
 
 def _room(held: Mapping[Any, Any], name: K, other: K) -> K:

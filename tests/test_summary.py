@@ -150,7 +150,7 @@ class TestBytes:
 
     def test_another_version_is_unknown_not_damaged(self) -> None:
         data = a_record().pack()
-        with pytest.raises(UnknownPayload, match="another version"):
+        with pytest.raises(UnknownPayload, match="version 2, not 1"):
             SummaryRecord.unpack(data[:2] + b"\x02" + data[3:], "shout", "minute", 60)
 
 
