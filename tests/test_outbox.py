@@ -204,6 +204,23 @@ class TestOneSender:
         assert store.most == 1
         one.guard.close()
 
+    def test_who_waits_for_an_acknowledgement_has_it_whoever_sent_the_batch(self, box: Any, client: Any) -> None:
+        one, missing = box(), list[int]()
+
+        def work(thread: int) -> None:
+            for number in range(1000 * thread, 1000 * thread + 50):
+                one.add(number)
+                if not one.outbox.acknowledge(Budget(10.0)) or number not in counted(batches(client)):
+                    missing.append(number)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert missing == []
+        assert len(batches(client)) < 400, "no batch had another's sample: nothing is shown"
+
     def test_a_claim_that_nobody_ends_is_taken_over(self, box: Any, client: Any) -> None:
         one = box()
         one.outbox._claim_s = 0.05

@@ -60,6 +60,6 @@ def fitting(samples: list[Sample]) -> int:
         first = samples[:size]
         variable = sum(map(len, map(_META, first))) + 4 * sum(map(len, map(_OPERATION, first)))
         if variable + len(first) * ROW_BYTES < MAX_BATCH_BYTES:
-            break
+            return len(first)
         size //= 2
     return size
