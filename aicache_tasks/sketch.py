@@ -12,17 +12,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import islice, repeat
 from operator import mul
 from typing import Final
+
+from aicache_tasks.errors import CorruptPayload
 
 PER_OCTAVE: Final = 35
 """Buckets between a value and its double."""
 MAX_BUCKET: Final = 64 * PER_OCTAVE
 """No value of 64 bits lies above it."""
+MAX_BUCKETS: Final = MAX_BUCKET + 2
+"""How many there are, with the one of 0."""
 _ZERO: Final = -1
+_BEFORE_FIRST: Final = -2
+_SEVEN_BITS: Final = 0x7F
+_MORE: Final = 0x80
+_MAX_SHIFT: Final = 63
 _PARTS: Final = 10**6
 """Percentiles are told apart to a millionth of a percent."""
 
@@ -115,3 +123,81 @@ class Distribution:
     def mean(self) -> float:
         """The mean, exact; 0.0 if there are no values."""
         return self.total / self.count if self.count else 0.0
+
+
+# As bytes: short where buckets lie side by side and hold about the same.
+
+
+def pack_buckets(spreads: Iterable[Counter[int]]) -> tuple[bytes, bytes]:
+    """Return the buckets of some distributions in two strings of LEB128 numbers.
+
+    The first has, for each bucket that is not empty, how many empty ones lie before it; the second how much more it
+    holds than the one before, with the sign in the lowest bit.
+    """
+    gaps, fills = list[int](), list[int]()
+    for buckets in spreads:
+        last, held = _BEFORE_FIRST, 0
+        for bucket, count in sorted(buckets.items()):
+            gaps.append(bucket - last - 1)
+            fills.append(2 * (count - held) if count >= held else 2 * (held - count) - 1)
+            last, held = bucket, count
+    return _leb128(gaps), _leb128(fills)
+
+
+class PackedBuckets:
+    """Takes the distributions out again, in order. What it reads may be anybody's.
+
+    Args:
+        gaps: as `pack_buckets` makes them.
+        fills: the same.
+    """
+
+    def __init__(self, gaps: bytes, fills: bytes) -> None:
+        self._gaps, self._fills = _from_leb128(gaps), _from_leb128(fills)
+
+    def take(self, size: int) -> Counter[int]:
+        """Return the next distribution, of *size* buckets.
+
+        Raises:
+            CorruptPayload: there are fewer, or one is not possible.
+        """
+        buckets, bucket, count = Counter[int](), _BEFORE_FIRST, 0
+        for gap, fill in zip(islice(self._gaps, size), islice(self._fills, size), strict=False):
+            bucket += gap + 1
+            count += -(fill + 1) // 2 if fill % 2 else fill // 2
+            buckets[bucket] = count
+        if len(buckets) != size or bucket > MAX_BUCKET or min(buckets.values(), default=1) < 1:
+            raise CorruptPayload("buckets of a summary record")
+        return buckets
+
+    def end(self) -> None:
+        """Check that all was taken.
+
+        Raises:
+            CorruptPayload: there is more.
+        """
+        if next(self._gaps, None) is not None or next(self._fills, None) is not None:
+            raise CorruptPayload("more buckets than a summary record has")
+
+
+def _leb128(numbers: Iterable[int]) -> bytes:
+    """Return *numbers* with seven bits to a byte, the high bit set in all but the last of each."""
+    out = bytearray()
+    for number in numbers:
+        while number > _SEVEN_BITS:
+            out.append(number & _SEVEN_BITS | _MORE)
+            number >>= 7  # noqa: PLW2901 - what is left of it
+        out.append(number)
+    return bytes(out)
+
+
+def _from_leb128(data: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in data:
+        if shift > _MAX_SHIFT:  # a number of megabytes would take for ever
+            raise CorruptPayload("a number of a summary record")
+        number |= (byte & _SEVEN_BITS) << shift
+        shift += 7
+        if byte < _MORE:
+            yield number
+            number = shift = 0

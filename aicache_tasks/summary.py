@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -22,7 +21,7 @@ from msgspec import Meta
 
 from aicache_tasks.errors import CorruptPayload, UnknownPayload
 from aicache_tasks.records import HIT_STATUSES
-from aicache_tasks.sketch import MAX_BUCKET, PER_OCTAVE, Distribution
+from aicache_tasks.sketch import MAX_BUCKETS, PER_OCTAVE, Distribution, PackedBuckets, pack_buckets
 
 SCHEMA: Final = 1
 """Version of the bytes and of the JSON; docs/summary-record.schema.json describes it."""
@@ -48,10 +47,6 @@ _WORDS: Final = (
 )
 """What records usually say, in MessagePack, for zlib: it saves a third of a quiet minute. Part of the format."""
 _HEAD: Final = b"aR" + bytes((SCHEMA,))
-_BEFORE_FIRST: Final = -2
-_SEVEN_BITS: Final = 0x7F
-_MORE: Final = 0x80
-_MAX_SHIFT: Final = 63
 _MOST: Final = 2**63 - 1
 
 _Whole = Annotated[int, Meta(ge=0, le=_MOST)]
@@ -268,7 +263,7 @@ class _Spread(msgspec.Struct, array_like=True):
     total: _Whole
     low: _Whole
     high: _Whole
-    buckets: Annotated[int, Meta(ge=0, le=MAX_BUCKET + 2)]
+    buckets: Annotated[int, Meta(ge=0, le=MAX_BUCKETS)]
     """How many of the record's gaps and counts are this one's."""
 
 
@@ -287,9 +282,8 @@ class _RecordBytes(msgspec.Struct, array_like=True):
     saved: _LedgerBytes
     spent: _LedgerBytes
     gaps: bytes
-    """Of all steps and the ages: how many buckets lie empty before each that is not, as LEB128."""
+    """Of all steps and then the ages, as `pack_buckets` makes them."""
     fills: bytes
-    """What is in each, less what was in the one before, as LEB128; the sign is the lowest bit."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -313,21 +307,20 @@ def _packed(record: SummaryRecord) -> _RecordBytes:
         ),
         _packed_ledger(record.saved),
         _packed_ledger(record.spent),
-        _leb128(gap for spread in spreads for gap in _gaps(spread)),
-        _leb128(fill for spread in spreads for fill in _fills(spread)),
+        *pack_buckets(spread.buckets for spread in spreads),
     )
 
 
 def _unpacked(held: _RecordBytes, operation: str, resolution: str, start: int) -> SummaryRecord:
     raw_bytes, stored_bytes, served_bytes, memory_bytes, lost = held.sizes
-    gaps, fills = _from_leb128(held.gaps), _from_leb128(held.fills)
+    packed = PackedBuckets(held.gaps, held.fills)
     record = SummaryRecord(
         operation,
         resolution,
         start,
         Counter({(step, status, reason): count for step, status, reason, count in held.counts}),
-        {step: _unpacked_spread(spread, gaps, fills) for step, spread in held.steps.items()},
-        _unpacked_spread(held.ages, gaps, fills, AGES_PER_OCTAVE),
+        {step: _unpacked_spread(spread, packed) for step, spread in held.steps.items()},
+        _unpacked_spread(held.ages, packed, AGES_PER_OCTAVE),
         Counter(held.tiers),
         raw_bytes,
         stored_bytes,
@@ -337,8 +330,7 @@ def _unpacked(held: _RecordBytes, operation: str, resolution: str, start: int) -
         _unpacked_ledger(held.saved),
         _unpacked_ledger(held.spent),
     )
-    if next(gaps, None) is not None or next(fills, None) is not None:
-        raise CorruptPayload("more buckets than a summary record has")
+    packed.end()
     return record
 
 
@@ -346,30 +338,9 @@ def _packed_spread(spread: Distribution) -> _Spread:
     return _Spread(spread.count, _bounded(spread.total), spread.low, spread.high, len(spread.buckets))
 
 
-def _gaps(spread: Distribution) -> Iterator[int]:
-    before = _BEFORE_FIRST
-    for bucket in sorted(spread.buckets):
-        yield bucket - before - 1
-        before = bucket
-
-
-def _fills(spread: Distribution) -> Iterator[int]:
-    before = 0
-    for _, count in sorted(spread.buckets.items()):
-        yield 2 * (count - before) if count >= before else 2 * (before - count) - 1
-        before = count
-
-
-def _unpacked_spread(
-    held: _Spread, gaps: Iterator[int], fills: Iterator[int], per_octave: int = PER_OCTAVE
-) -> Distribution:
-    buckets, bucket, count = Counter[int](), _BEFORE_FIRST, 0
-    for gap, fill in zip(islice(gaps, held.buckets), islice(fills, held.buckets), strict=True):
-        bucket += gap + 1
-        count += -(fill + 1) // 2 if fill % 2 else fill // 2
-        buckets[bucket] = count
-    known = len(buckets) == held.buckets and bucket <= MAX_BUCKET
-    if not known or min(buckets.values(), default=1) < 1 or buckets.total() != held.count:
+def _unpacked_spread(held: _Spread, packed: PackedBuckets, per_octave: int = PER_OCTAVE) -> Distribution:
+    buckets = packed.take(held.buckets)
+    if buckets.total() != held.count:
         raise CorruptPayload("buckets of a summary record")
     return Distribution(held.count, held.total, held.low, held.high, buckets, per_octave)
 
@@ -386,29 +357,6 @@ def _unpacked_ledger(held: _LedgerBytes) -> Ledger:
 def _bounded(number: int) -> int:
     """Return *number*, or the most that fits: what somebody else wrote must not stop the sums."""
     return min(number, _MOST)
-
-
-def _leb128(numbers: Iterable[int]) -> bytes:
-    """Return *numbers* with seven bits to a byte, the high bit set in all but the last of each."""
-    out = bytearray()
-    for number in numbers:
-        while number > _SEVEN_BITS:
-            out.append(number & _SEVEN_BITS | _MORE)
-            number >>= 7  # noqa: PLW2901 - what is left of it
-        out.append(number)
-    return bytes(out)
-
-
-def _from_leb128(data: bytes) -> Iterator[int]:
-    number = shift = 0
-    for byte in data:
-        if shift > _MAX_SHIFT:  # a number of megabytes would take for ever
-            raise CorruptPayload("a number of a summary record")
-        number |= (byte & _SEVEN_BITS) << shift
-        shift += 7
-        if byte < _MORE:
-            yield number
-            number = shift = 0
 
 
 def _inflated(body: bytes) -> bytes:
