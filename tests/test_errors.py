@@ -18,6 +18,7 @@ from aicache_tasks.errors import (
     StoreUnavailable,
 )
 from aicache_tasks.stores.guard import BudgetSpent
+from aicache_tasks.stores.resp import UnknownScript
 
 OWN_CONSTRUCTORS: dict[type[AICacheError], AICacheError] = {
     KeyEncodingError: KeyEncodingError("options.image", "cycle"),
@@ -25,6 +26,7 @@ OWN_CONSTRUCTORS: dict[type[AICacheError], AICacheError] = {
     NotStorable: NotStorable("too_large", "5 bytes of 4"),
     StoreUnavailable: StoreUnavailable("TimeoutError", answered=True),
     StoreRefused: StoreRefused("OutOfMemoryError OOM", writes=True),
+    UnknownScript: UnknownScript("NoScriptError NOSCRIPT", writes=False),
     BudgetSpent: BudgetSpent(),
 }
 

@@ -25,6 +25,9 @@ PROBE_S: Final = 1.0
 HOLD_MARGIN_S: Final = 1.0
 """How much longer than its budget a call may hold a soft limit: a first connection has a budget of its own."""
 
+_RANDOM: Final = random.SystemRandom()
+"""Not the module's own generator, which an application may have seeded: threads of ours would move it on."""
+
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ class Breaker:
         min_s: float = 1.0,
         max_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
-        rng: Callable[[], float] = random.random,
+        rng: Callable[[], float] = _RANDOM.random,
     ) -> None:
         self.name = name
         self.opened = self.closed = self.rejected = 0
