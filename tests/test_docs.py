@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+import click
+
+from aicache_tasks.reports.cli import COMMANDS as NAMES
+from aicache_tasks.reports.cli import aicache
+from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered
 from aicache_tasks.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "docs" / "settings.md"
+COMMANDS = ROOT / "docs" / "cli.md"
 CHECKLIST = ROOT / "docs" / "checklist.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
 ROWS = [*(f"S{n}" for n in range(1, 12)), *(f"C{n}" for n in range(1, 29)), *(f"F{n}" for n in range(1, 20))]
-OPEN = {"C28", "F12"}
+OPEN = {"F12"}
 
 
 def _default(setting: Field[Any]) -> str:
@@ -42,6 +49,44 @@ def test_the_settings_table_is_made_from_the_code() -> None:
         SETTINGS.write_text(before + START + _table() + END + after)
         table = _table()
     assert table == _table()
+
+
+def _commands() -> str:
+    """Return what each command is for and takes, as its own help says it."""
+    ctx = click.Context(aicache)
+    return "\n".join(_command(aicache.get_command(ctx, name)) for name in NAMES)
+
+
+def _command(command: click.Command | None) -> str:
+    assert command is not None
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    head = [f"### {command.name}", "", inspect.cleandoc(command.help or ""), ""]
+    return "\n".join([*head, "| option | default | what it does |", "|---|---|---|", *map(_option, options)]) + "\n"
+
+
+def _option(option: click.Option) -> str:
+    choices = "\\|".join(option.type.choices) if isinstance(option.type, click.Choice) else option.metavar
+    said, _, default = (option.help or "").partition("[default: ")  # what the code works out
+    default = default.rstrip("]") or (str(option.default) if option.show_default else "")
+    name = option.opts[0] if option.is_flag else f"{option.opts[0]} {choices}"
+    return f"| `{name}` | {f'`{default}`' if default else ''} | {said.strip()} |"
+
+
+def test_the_command_reference_is_made_from_the_code() -> None:
+    """``AICACHE_REGENERATE=1`` writes it anew."""
+    before, rest = COMMANDS.read_text().split(START)
+    reference, after = rest.split(END)
+    if os.environ.get("AICACHE_REGENERATE"):
+        COMMANDS.write_text(before + START + _commands() + END + after)
+        reference = _commands()
+    assert reference == _commands()
+
+
+def test_every_command_is_in_the_reference_with_its_exit_codes() -> None:
+    text = COMMANDS.read_text()
+    assert [line for line in text.splitlines() if line.startswith("### ")] == [f"### {name}" for name in NAMES]
+    codes = {kind.exit_code for kind in (Unanswered, Misused, Nothing)} | {0}
+    assert {int(code) for code in re.findall(r"^\| (\d) \|", text, re.MULTILINE)} == codes
 
 
 def _defined_tests() -> set[str]:

@@ -182,6 +182,12 @@ class TestComparing:
         counted = total_of([*now.records.values(), *before.records.values()]).lookups
         assert counted == len(gets(within(shop.samples, both)))
 
+    def test_both_are_of_whole_minutes_and_as_long_as_each_other(self, shop: Shop) -> None:
+        """Two minutes against one would look like growth."""
+        for seconds in (60, 90, 61.5, 3600, 7 * HOUR + 1):
+            now, before = shop.reader.before_and_now(Span(shop.now_s - seconds, shop.now_s), seconds)
+            assert now.cover.span.length_s == before.cover.span.length_s >= seconds // 60 * 60
+
     def test_spans_that_would_overlap_are_refused(self, shop: Shop) -> None:
         with pytest.raises(SettingsError, match="--compare"):
             shop.reader.before_and_now(Span(shop.now_s - 2 * HOUR, shop.now_s), HOUR)

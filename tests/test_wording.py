@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import unicodedata
 
 import pytest
@@ -59,11 +60,11 @@ class TestFigures:
         assert (bar(-1, 4), bar(0, 4), bar(1e-9, 4), bar(1, 4), bar(9, 4)) == ("", "", "▏", "████", "████")
 
 
-def sized(columns: int) -> Table:
-    table = Table("title", [Column("name", "name"), Column("a"), Column("b", rank=1), Column("c", rank=2)])
-    table.rows = [["x" * 30, "1,234", "12.3 ms", "1 h 20 min"], ["数" * 15, "1", "2", "3"]]
-    table.total = ["all", "1,235", "12.3 ms", "1 h 20 min"]
-    return fit(table, columns)[0]
+def table() -> Table:
+    made = Table("title", [Column("name", "name"), Column("a"), Column("b", rank=1), Column("c", rank=2)])
+    made.rows = [["x" * 30, "1,234", "12.3 ms", "1 h 20 min"], ["数" * 15, "1", "2", "3"]]
+    made.total = ["all", "1,235", "12.3 ms", "1 h 20 min"]
+    return made
 
 
 class Terminal(io.StringIO):
@@ -72,31 +73,34 @@ class Terminal(io.StringIO):
 
 
 class TestTables:
-    @pytest.mark.parametrize("columns", range(16, 90, 3))
-    def test_no_line_is_wider_than_the_screen_and_no_figure_is_cut(self, columns: int) -> None:
-        fitting = sized(columns)
-        out = io.StringIO()
-        Screen(out, environ={"COLUMNS": str(columns)}).table(fitting)
-        assert max(map(width, out.getvalue().splitlines()[1:])) <= columns
-        assert "1,234" in out.getvalue()
+    @pytest.mark.parametrize("out", [io.StringIO, Terminal])
+    @pytest.mark.parametrize("columns", range(18, 90, 3))
+    def test_no_line_is_wider_than_the_screen_and_no_figure_is_cut(self, columns: int, out: type[io.StringIO]) -> None:
+        stream = out()
+        Screen(stream, environ={"COLUMNS": str(columns), "TERM": "xterm"}).table(table())
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+        assert max(map(width, lines)) <= columns
+        assert [word for line in lines for word in line.split() if word.startswith("1,23")] == ["1,234", "1,235"]
+        assert all("…" not in line.rpartition("  ")[2] for line in lines)
+        assert fit(table(), columns)[1] == [name for name, least in (("b", 24), ("c", 36)) if columns < least]
 
     def test_what_is_missed_least_goes_first_and_the_last_line_says_so(self) -> None:
         out = io.StringIO()
-        table = Table("", [Column("name", "name"), Column("a"), Column("b", rank=1)], [["n", "1", "long" * 9]])
-        Screen(out, environ={"COLUMNS": "20"}).table(table)
+        wide = Table("", [Column("name", "name"), Column("a"), Column("b", rank=1)], [["n", "1", "long" * 9]])
+        Screen(out, environ={"COLUMNS": "20"}).table(wide)
         assert out.getvalue().splitlines() == ["name  a", "n     1", "no room for: b"]
 
     def test_figures_stand_under_each_other_also_beside_wide_characters(self) -> None:
         out = io.StringIO()
-        Screen(out, environ={}).table(sized(10_000))
+        Screen(out, environ={}).table(table())
         ends = {width(line[: line.rindex(" min")]) for line in out.getvalue().splitlines() if " min" in line}
         assert len(ends) == 1
 
     @pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
     def test_a_terminal_shows_the_same_words_with_and_without_colour(self, environ: dict[str, str]) -> None:
-        out, table = Terminal(), Table("[red]t[/red]", [Column("name", "name")], [[label(HOSTILE)]], ["[bold]all"])
+        out, hostile = Terminal(), Table("[red]t[/red]", [Column("name", "name")], [[label(HOSTILE)]], ["[bold]all"])
         screen = Screen(out, environ={"COLUMNS": "100", "TERM": "xterm-256color", **environ})
-        screen.table(table)
+        screen.table(hostile)
         screen.line("[blink]line", "warning")
         for words in ("[red]t[/red]", label(HOSTILE), "[bold]all", "[blink]line"):
             assert words in out.getvalue()

@@ -24,6 +24,7 @@ ALL: Final = ""
 """The operation of a record that adds several."""
 WINDOWS_AT_ONCE: Final = 240
 """How many records of an operation are in memory at once."""
+_MINUTE_S: Final = 60
 TRIES: Final = 5
 """How often `Reader.live` begins anew because a roll-up came between."""
 
@@ -115,11 +116,17 @@ class Reader:
     ) -> tuple[Merged, Merged]:
         """Return `merge` of *span*, and of the span as long that was *back_s* seconds before.
 
+        Both are of whole minutes, so that they are as long as each other: the minute that has just begun is in neither.
+
         Raises:
-            SettingsError: the two would overlap.
+            SettingsError: the two would overlap, or are shorter than a minute.
         """
         if back_s < span.length_s:
             raise SettingsError("--compare: must be as long as the span at least")
+        if span.length_s < _MINUTE_S:
+            raise SettingsError("--compare: must be a minute at least")
+        span = Span(span.start_s // _MINUTE_S * _MINUTE_S, span.end_s // _MINUTE_S * _MINUTE_S)
+        back_s = -(-back_s // _MINUTE_S) * _MINUTE_S
         now = self.merge(span, operations)
         # Where minutes are no longer kept the later span may begin before it was asked to: nothing counts in both.
         end_s = min(span.end_s - back_s, now.cover.span.start_s)

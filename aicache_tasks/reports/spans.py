@@ -99,7 +99,7 @@ def cover(span: Span, now_s: float, keep: Keep) -> Cover:
     [('hour', 252000, 259200), ('day', 259200, 345600), ('minute', 345600, 345660)]
     """
     # Nothing lies in the future but what a clock that runs ahead put there: today's record is whole.
-    is_open = span.end_s > now_s - WINDOWS_S["minute"]
+    is_open = span.end_s > _down(now_s, WINDOWS_S["minute"])
     goal = _up(now_s + AHEAD_S + 1, WINDOWS_S["day"]) if is_open else span.end_s
     at, pieces = _begin(span.start_s, now_s, keep), list[Piece]()
     while at < goal:

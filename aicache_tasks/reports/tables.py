@@ -185,7 +185,7 @@ def _rich_table(table: Table) -> Any:
         title_justify="left",
         box=importlib.import_module("rich.box").SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),  # with the box's own column: as wide as `GAP`
         show_edge=False,
         show_footer=table.total is not None,
         footer_style=STYLES["total"],

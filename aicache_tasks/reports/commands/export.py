@@ -46,7 +46,12 @@ TOTAL: Final = "total"
     help="Windows of the records; total is each operation's since the beginning.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON lines, which is what it writes anyway.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here; by default to stdout.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write here; by default to stdout.",
+)
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
 def export(
     ctx: click.Context,

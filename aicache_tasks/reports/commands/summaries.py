@@ -61,10 +61,6 @@ class Dimensions(_Names):
                 self.fail(f"{name[:40]!r} is not one of {', '.join(rows.DIMENSIONS)}", param, ctx)
         return rows.dimensions(names)
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what the help shows."""
-        return "NAMES"
-
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         """Return the names that may come next."""
         from click.shell_completion import CompletionItem
@@ -78,6 +74,7 @@ class Dimensions(_Names):
 @click.option(
     "--by",
     type=Dimensions(),
+    metavar="NAMES",
     default="operation",
     show_default=True,
     help=f"What to tell apart, with commas between: {', '.join(rows.DIMENSIONS)}.",

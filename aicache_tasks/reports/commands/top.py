@@ -35,7 +35,14 @@ from aicache_tasks.reports.views import top_table
     show_default=True,
     help="Time, cost or tokens saved, look-ups, misses, p95 of look-ups (slow) or of bodies (compute).",
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many to show.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    default=10,
+    show_default=True,
+    metavar="COUNT",
+    help="How many to show, 1000 at most.",
+)
 @json_option
 def top(
     ctx: click.Context,
