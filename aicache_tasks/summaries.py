@@ -11,6 +11,7 @@ roll-ups need no lock: of two at once one is refused and reads again, and one th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
@@ -39,10 +40,12 @@ ENDED_FOR_S: Final = 600
 MAX_OPERATIONS: Final = 1000
 MAX_WORKERS: Final = 1000
 
+_MAX_ENTRIES: Final = 4096
 _ASIDE_BYTES: Final = 64 * 1024
 _DIGITS: Final = 13
 _FIELDS_AT_ONCE: Final = 500
 _SWEPT_AT_ONCE: Final = 5000
+_FAR_S: Final = 172_800
 _LATE_S: Final = 3600
 """How much longer records lie than they are read: a roll-up that began before may still write them."""
 
@@ -128,7 +131,7 @@ class Summaries:
             StoreError: the server went away; what was counted is counted, the rest waits.
             UnknownPayload: the records were written by a newer version, which has to go on with them.
         """
-        done, goal, taken, known = RolledUp(), -1, 0, self._known()
+        done, goal, taken, known, reach = RolledUp(), -1, 0, self._known(), _MAX_ENTRIES
         while True:
             head = self.ask(self.inbox.head, PIECE_BYTES)
             goal = head.waiting if goal < 0 else goal
@@ -138,7 +141,8 @@ class Summaries:
             if not head.turn:
                 self._take_first_turn()
                 continue
-            piece = self._fold(head, head.entries, known)
+            piece = self._fold(head, head.entries[:reach], known)
+            reach = 2 * len(piece.taken)  # what was too much now is too much again
             if self._commit(head, piece, done):
                 taken += len(piece.taken)
                 _tell(progress, taken, goal)
@@ -149,13 +153,14 @@ class Summaries:
 
     def preview(self, *, progress: Progress | None = None) -> RolledUp:
         """Return what `roll_up` would do now. Changes nothing; what comes meanwhile may or may not be in it."""
-        would, offset, known, seen = RolledUp(), 0, self._known(), dict[bytes, int]()
+        would, offset, known, seen, reach = RolledUp(), 0, self._known(), dict[bytes, int](), _MAX_ENTRIES
         while True:
             head = self.ask(self.inbox.head, PIECE_BYTES, offset=offset)
             would.waiting = head.waiting
             if not head.entries:
                 return would
-            piece = self._fold(head, head.entries, known, seen)
+            piece = self._fold(head, head.entries[:reach], known, seen)
+            reach = 2 * len(piece.taken)
             seen.update(piece.fold.seen)
             _note(would, piece)
             offset += len(piece.taken)
@@ -295,7 +300,10 @@ class Summaries:
             end_s: seconds since the epoch.
         """
         length, key = WINDOWS_S[resolution], self.keys.records(operation, resolution)
-        starts = range(-int(-start_s // length) * length, int(end_s) + (end_s > int(end_s)), length)
+        now_s = self.parts.now_ms() / 1000  # of this process: near enough to leave out what cannot be there
+        first_s = max(start_s, now_s - getattr(self._keep, resolution) - _FAR_S)
+        end_s = min(end_s, now_s + _FAR_S)
+        starts = range(-int(-first_s // length) * length, math.ceil(end_s), length)
         return list(self._read_fields(key, starts, operation, resolution))
 
     def workers(self) -> dict[str, list[SummaryRecord]]:
