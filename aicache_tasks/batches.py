@@ -18,7 +18,7 @@ import msgspec
 import zstandard
 from msgspec import Meta
 
-from aicache_tasks.errors import CorruptPayload, UnknownPayload
+from aicache_tasks.errors import CorruptPayload, NotStorable, UnknownPayload
 from aicache_tasks.records import Sample
 
 VERSION: Final = 1
@@ -32,6 +32,8 @@ _PLAIN, _ZSTD = 0, 1
 _COMPRESS_FROM_BYTES: Final = 600
 _MAX_COUNT: Final = 2**53
 _HEAD_BYTES: Final = 2
+_MARGIN_BYTES: Final = 2**14
+"""What compressing may add, and the two bytes before it."""
 
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -78,6 +80,9 @@ def encode_batch(
 ) -> bytes:
     """Return the bytes of a batch of `MAX_SAMPLES` at most.
 
+    Raises:
+        NotStorable: ``too_large``: its names and metadata are too long for one batch.
+
     >>> data = encode_batch(bytes(16), 1, "celery@here", [Sample(1.0, "shout", "get", "hit", "", 40_000)])
     >>> decode_batch(data).rows[0][:6]
     (1.0, 'shout', 'get', 'hit', '', 40000)
@@ -87,6 +92,8 @@ def encode_batch(
         raw = _encoder.encode((*batch, [sample[:-1] for sample in samples]))
     except (UnicodeEncodeError, OverflowError, TypeError):  # a name may be any kind of text, a length any number
         raw = _encoder.encode((*batch[:2], _encodable(origin), *batch[3:], [_tame(sample) for sample in samples]))
+    if len(raw) > MAX_BATCH_BYTES - _MARGIN_BYTES:
+        raise NotStorable("too_large", f"{len(raw)} bytes, the limit is {MAX_BATCH_BYTES}")
     body = _compressor().compress(raw) if len(raw) >= _COMPRESS_FROM_BYTES else raw
     return bytes((VERSION, _PLAIN)) + raw if body is raw else bytes((VERSION, _ZSTD)) + body
 

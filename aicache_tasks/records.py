@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 
     ``at`` is UTC seconds since the epoch, ``duration_ns`` comes from a monotonic clock.
     ``status`` of a ``get`` is one of `CallStatus`; of a ``set`` one of `SetStatus`.
-    A ``get`` also bears what its key and the decoding took (``key_ns``, ``decode_ns``; 0: not timed here), so that a hit
+    A ``get`` also bears what its key and decoding took (``key_ns``, ``decode_ns``; 0: not timed here), so that a hit
     is one sample of three steps; a hit the entry's age. ``meta`` of a hit and of a ``compute`` is an `EntryMeta` as
     frames have it. All but ``extra``, which stays in the process, is shipped.
     """

@@ -15,6 +15,7 @@ import pytest
 
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.monitor import (
+    OF_KEY,
     CachePerformanceMonitor,
     CompressionMetric,
     InvalidationMetric,
@@ -228,6 +229,38 @@ class TestHowSamplesShow:
         context = "operation_specific_qa"
         expected = InvalidationMetric("op:qa", None, 0.003, NOON, "manual", context, data)
         assert monitor.invalidation_events == [expected]
+
+    def test_a_get_that_bears_its_key_and_its_decoding_shows_as_each(self, monitor) -> None:
+        of_key = {"has_options": True, "has_question": False, "size_class": "small"}
+        extra = {"cache_tier": "redis", OF_KEY: of_key}
+        bundled = Sample(
+            NOON, "qa", "get", "hit", "", 1_500_000, 900, "medium", 4000, 2000, 70_000, 30_000, 5, b"m", extra
+        )
+        monitor.record(bundled)
+        key_data = {"text_tier": "medium", **of_key}
+        assert monitor.key_generation_times == [PerformanceMetric(7e-05, 900, NOON, "qa", key_data)]
+        (operation,) = monitor.cache_operation_times
+        assert (operation.duration, operation.additional_data["cache_tier"]) == (0.0015, "redis")
+        assert operation.additional_data.keys() == {
+            *("operation_type", "status", "text_tier", "response_size", "cache_data_size", "cache_tier")
+        }
+        figures = {step: stats["max_duration"] for step, stats in monitor.get_step_stats().items()}
+        assert figures == {"get": 0.0015, "key": 7e-05, "decode": 3e-05}
+        assert (monitor.total_operations, monitor.cache_hits) == (1, 1)
+
+    def test_a_get_that_bears_neither_shows_as_itself_only(self, monitor) -> None:
+        monitor.record(get_sample("bypass"))
+        assert monitor.key_generation_times == []
+        assert set(monitor.get_step_stats()) == {"get"}
+
+    def test_keys_alone_and_keys_of_look_ups_share_one_cap_in_their_order(self, clock) -> None:
+        monitor = CachePerformanceMonitor(max_measurements=3, clock=clock)
+        for number in range(1, 6):
+            if number % 2:
+                monitor.record(get_sample("hit", key_ns=1000, text_length=number))
+            else:
+                monitor.record_key_generation_time(0.001, number)
+        assert numbers(monitor, "key_generation_times") == [3, 4, 5]
 
     @pytest.mark.parametrize("step", ["decode", "compute"])
     def test_other_steps_show_in_no_array_but_have_figures(self, monitor, step) -> None:
@@ -513,6 +546,12 @@ class TestSlowWarnings:
         assert "key generation: 0.101 s, limit 0.100 s" in text
         assert "'qa'" in text
         assert "5000 characters" in text
+
+    def test_a_slow_key_is_warned_of_with_its_look_up(self, monitor, log) -> None:
+        monitor.record(get_sample("miss", "qa", key_ns=250_000_000, text_length=5000))
+        ((level, text),) = lines(log)
+        assert level == "WARNING"
+        assert "Slow key generation: 0.250 s, limit 0.100 s (operation 'qa', step 'key', 5000 characters" in text
 
     def test_one_warning_a_minute_of_each_kind_that_counts_those_held_back(self, monitor, clock, log) -> None:
         for _ in range(5):

@@ -9,6 +9,7 @@ buffer to a batch is straight-line code with no call, which CPython does not int
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -20,9 +21,9 @@ from time import monotonic
 from typing import Final, cast
 
 from aicache_tasks.batches import MAX_SAMPLES, PROCESS_BYTES, encode_batch
-from aicache_tasks.errors import StoreError, StoreUnavailable
+from aicache_tasks.errors import NotStorable, StoreError, StoreUnavailable
 from aicache_tasks.outbox.background import FLUSH_S, begin_thread, flush_at_exit
-from aicache_tasks.outbox.batch import Claim, Outcome, Pending, fitting, is_done
+from aicache_tasks.outbox.batch import Claim, Outcome, Pending, is_done
 from aicache_tasks.records import Sample
 from aicache_tasks.samplekeys import SampleKeys
 from aicache_tasks.settings import Settings
@@ -213,7 +214,7 @@ class Outbox:
             batch = None
         if batch is not None or not self._samples:
             return batch
-        samples, size = self._samples, fitting(self._samples)
+        samples, size = self._samples, min(len(self._samples), MAX_SAMPLES)
         batch, after_s = Pending(self._number + 1, self._untold), now_s + self._after_s
         # No call from here: an exception out of a signal handler, or another thread, comes before or after all of it.
         batch.samples = samples[:size]
@@ -225,17 +226,31 @@ class Outbox:
 
     def _encoded(self, batch: Pending, *, last: bool) -> bool:
         """Make the bytes of *batch* if it has none yet; return whether there are any."""
-        if batch.data is not None:
-            return True
-        is_last = last and not self._samples
-        try:
-            origin = self._origin()
-            what = self._process, batch.number, origin, batch.samples
-            batch.data = encode_batch(*what, last=is_last, lost=batch.lost)
-        except (TypeError, ValueError) as error:
-            log.error("aicache.samples: %s in a batch; it is dropped", type(error).__name__)
-            self._give_up(batch)
-        return batch.data is not None
+        while batch.data is None:
+            what = self._process, batch.number, self._origin(), batch.samples
+            try:
+                batch.data = encode_batch(*what, last=last and not self._samples, lost=batch.lost)
+            except NotStorable as refusal:
+                if len(batch.samples) == 1:
+                    return self._cannot_be_sent(batch, refusal)
+                self._halve(batch)
+            except (TypeError, ValueError) as error:
+                return self._cannot_be_sent(batch, error)
+        return True
+
+    def _halve(self, batch: Pending) -> None:
+        """Put half of the samples of *batch* back: their names or metadata are too long for one batch."""
+        now_s, size = monotonic(), len(batch.samples) // 2
+        rest, gone = batch.samples[size:], self._gone - len(batch.samples) + size
+        # No call from here, as in `_current`.
+        self._samples[:0] = rest
+        self._gone, self._due_s = gone, now_s
+        del batch.samples[size:]
+
+    def _cannot_be_sent(self, batch: Pending, error: Exception) -> bool:
+        log.error("aicache.samples: %s in a batch; it is dropped", type(error).__name__)
+        self._give_up(batch)
+        return False
 
     def _settle(self, claim: Claim, outcome: Outcome) -> None:
         """Take what became of a batch, and let the next one have its turn."""
@@ -356,6 +371,7 @@ class Outbox:
         log.warning("aicache.samples: %d timings of this process are lost as it ends: %s", count, why)
 
 
+@functools.cache
 def producer_name() -> str:
     """Return what a process that is no worker's is called in the records."""
     return f"producer@{socket.gethostname()}"
