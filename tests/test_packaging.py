@@ -98,7 +98,10 @@ def test_the_wheel_holds_the_typing_marker_the_scripts_and_the_articles(tmp_path
         [sys.executable, "-c", build, str(tmp_path)], cwd=copy, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    names = set(zipfile.ZipFile(tmp_path / done.stdout.split()[-1]).namelist())
+    wheel = zipfile.ZipFile(tmp_path / done.stdout.split()[-1])
+    names = set(wheel.namelist())
+    (points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
+    assert b"[celery.commands]\naicache = " in wheel.read(points)
     wanted = {
         str(path.relative_to(ROOT))
         for name in ("aicache_tasks", "workers")
