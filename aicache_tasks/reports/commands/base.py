@@ -139,14 +139,13 @@ def nothing_yet(ctx: click.Context, reader: Reader) -> NoReturn:
     Raises:
         Nothing: always.
     """
+    entries = reader.summaries.backlog().entries
+    waiting = f"{plural(entries, 'batch')} of timings waiting, which `celery -A … aicache rollup` counts now"
     if reader.summaries.operations():
-        raise Nothing("nothing was recorded in this span; try a longer --since, or another --operation")
-    backlog = reader.summaries.backlog()
-    if backlog.entries:
-        raise Nothing(
-            f"nothing is rolled up yet; {plural(backlog.entries, 'batch')} of timings waiting. Is beat running, and a "
-            "worker? `celery -A … aicache rollup` counts them now"
-        )
+        hint = f"; {waiting}" if entries else ""
+        raise Nothing(f"nothing was recorded in this span; try a longer --since, or another --operation{hint}")
+    if entries:
+        raise Nothing(f"nothing is rolled up yet; {waiting}. Is beat running, and a worker?")
     raise Nothing(
         f"nothing is recorded yet in {place_of(ctx)}. Has a task with cache= run? Do the workers have the same "
         "aicache_url and aicache_namespace, and aicache_samples not off?"
