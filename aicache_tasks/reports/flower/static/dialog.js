@@ -1,0 +1,55 @@
+// The confirmation before an operation is invalidated: it names it, and says what it saved.
+
+import { byId, h, name, replace } from "./dom.js";
+import { duration, money, number, seconds } from "./format.js";
+
+const cookie = (wanted) => document.cookie.split("; ").find((one) => one.startsWith(`${wanted}=`))?.slice(wanted.length + 1) ?? "";
+
+export class Dialog {
+  constructor(url, done) {
+    this.url = url;
+    this.done = done;
+    this.element = byId("aic-dialog");
+    this.confirm = byId("aic-dialog-confirm");
+    this.error = byId("aic-dialog-error");
+    this.confirm.addEventListener("click", () => this.send());
+    this.element.addEventListener("close", () => { this.operation = null; });
+  }
+
+  // row: of the operation; ever: its figures of all time, if they are known.
+  open(row, ever) {
+    this.operation = row.operation;
+    this.label = row.label;
+    this.confirm.disabled = false;
+    this.error.textContent = "";
+    byId("aic-dialog-title").replaceChildren("Invalidate ", name(row.label), "?");
+    replace(byId("aic-dialog-text"),
+      h("p", null, "Every stored answer of ", h("strong", null, name(row.label)), " is taken out of force at once, for all workers. Its next calls compute again. This cannot be undone."),
+      h("p", null, worth(ever ?? row, ever ? "So far" : "In the span that is shown")));
+    this.confirm.replaceChildren("Invalidate ", name(row.label));
+    this.element.showModal();
+  }
+
+  async send() {
+    const operation = this.operation, label = this.label;
+    this.confirm.disabled = true;
+    this.error.textContent = "";
+    try {
+      const reply = await fetch(this.url, { method: "POST", credentials: "same-origin", signal: AbortSignal.timeout(15000),
+        headers: { "Content-Type": "application/json", "X-XSRFToken": cookie("_xsrf") }, body: JSON.stringify({ operation }) });
+      if (!reply.ok) throw new Error((await reply.json().catch(() => ({}))).error || `Flower answered ${reply.status}`);
+      this.element.close();
+      this.done(label);
+    } catch (error) {
+      this.error.textContent = `${error.name === "TimeoutError" ? "Flower did not answer in time" : error.message}. You can try again.`;
+      this.confirm.disabled = false;
+    }
+  }
+}
+
+function worth(figures, when) {
+  const tokens = Object.values(figures.saved.tokens).reduce((sum, count) => sum + count, 0);
+  const saved = [seconds(figures.saved.seconds) + " of computing", tokens ? `${number(tokens)} tokens` : null, figures.saved.cost ? `${money(figures.saved.cost)} in money` : null];
+  const median = figures.steps.compute?.p50_ns;
+  return `${when} its stored answers served ${number(figures.hits)} calls and saved ${saved.filter(Boolean).join(", ")}.` + (median ? ` Computing one takes ${duration(median)} (median).` : "");
+}

@@ -1,0 +1,118 @@
+// The page's panels: cards, operations, steps, rankings, workers, server.
+
+import { h, name, replace } from "./dom.js";
+import { bar, panel, spark, table } from "./tables.js";
+import { duration, milliseconds, money, NOTHING, number, percent, seconds, size } from "./format.js";
+
+export const STEPS = ["key", "get", "decode", "compute", "compress", "set"];
+const STEP_NAMES = { key: "key", get: "look-up", decode: "decode", compute: "compute", compress: "compress", set: "store" };
+export const stepName = (step) => STEP_NAMES[step] || step;
+
+const lookups = (figures) => figures.hits + figures.misses;
+const tokens = (ledger) => Object.values(ledger.tokens).reduce((sum, count) => sum + count, 0);
+const took = (figures, step, rank) => figures.steps[step]?.[`${rank}_ns`] ?? null;
+const errors = (figures) => Object.values(figures.counts.get?.error ?? {}).reduce((sum, count) => sum + count, 0);
+
+export function cards(element, shown) {
+  const { total, all_time: ever } = shown, all = shown.span.name === "all";
+  const since = (text) => (all ? "" : `all time ${text}`);
+  const card = (label, value, lines, kind = "") => h("article", { class: `metric-card ${kind}` },
+    h("h2", { class: "metric-label" }, label), h("p", { class: "metric-value" }, value),
+    lines.filter(Boolean).map((line) => h("p", { class: "aic-card-line" }, line)));
+  replace(element,
+    card("Hit rate", percent(total.hit_rate), [`${number(total.hits)} hits, ${number(total.misses)} misses`, since(percent(ever.hit_rate))], "metric-card-success"),
+    card("Look-ups", number(lookups(total)), [`${number(errors(total))} without the server`, since(number(lookups(ever)))], "metric-card-active"),
+    card("Time saved", seconds(total.saved.seconds), [`${seconds(total.spent.seconds)} spent`, since(seconds(ever.saved.seconds))], "metric-card-success"),
+    tokens(ever.saved) || tokens(ever.spent)
+      ? card("Tokens saved", number(tokens(total.saved)), [`${number(tokens(total.spent))} spent`, since(number(tokens(ever.saved)))], "metric-card-success") : null,
+    ever.saved.cost || ever.spent.cost
+      ? card("Money saved", money(total.saved.cost), [`${money(total.spent.cost)} spent`, since(money(ever.saved.cost))], "metric-card-success") : null,
+    card("Look-up, p95", duration(took(total, "get", "p95")), [`p50 ${duration(took(total, "get", "p50"))}, p99 ${duration(took(total, "get", "p99"))}`,
+      since(duration(took(ever, "get", "p95")))], "metric-card-active"),
+    card("Bytes served", size(total.bytes.served), [`${size(total.bytes.raw)} stored in ${size(total.bytes.stored)}`, since(size(ever.bytes.served))]));
+}
+
+export function operations(element, shown, actions) {
+  const rows = shown.operations.filter((row) => row.operation || lookups(row)).map((row) => ({ ...row, chosen: row.operation === shown.operation }));
+  const costs = rows.some((row) => row.saved.cost), counted = rows.some((row) => tokens(row.saved));
+  const focus = (row) => h("button", { type: "button", class: "aic-focus", "data-key": `focus ${row.operation}`, "aria-pressed": row.chosen ? "true" : "false",
+    onclick: () => actions.focus(row.chosen ? "" : row.operation) }, name(row.label));
+  const remove = (row, place) => h("button", { type: "button", class: `aic-button aic-small ${place}`, "data-key": `invalidate ${place} ${row.operation}`,
+    "aria-label": `Invalidate ${row.label}`, onclick: () => actions.invalidate(row) }, "Invalidate…");
+  const named = (row) => (row.operation ? [focus(row), shown.may_invalidate ? remove(row, "aic-narrow") : null] : name(row.label));
+  const columns = [
+    { head: "Operation", left: true, text: named, value: (row) => row.label },
+    { head: "Look-ups", text: (row) => number(lookups(row)), value: lookups },
+    { head: "Hit rate", text: (row) => [h("span", { class: "aic-rate" }, percent(row.hit_rate)), bar(row.hit_rate)], value: (row) => row.hit_rate },
+    { head: "Time saved", text: (row) => seconds(row.saved.seconds), value: (row) => row.saved.seconds },
+    counted ? { head: "Tokens saved", wide: true, text: (row) => number(tokens(row.saved)), value: (row) => tokens(row.saved) } : null,
+    costs ? { head: "Money saved", wide: true, text: (row) => money(row.saved.cost), value: (row) => row.saved.cost } : null,
+    { head: "Look-up p95", wide: true, text: (row) => duration(took(row, "get", "p95")), value: (row) => took(row, "get", "p95") },
+    { head: "Compute p50", wide: true, text: (row) => duration(took(row, "compute", "p50")), value: (row) => took(row, "compute", "p50") },
+    { head: "Compute p95", wide: true, text: (row) => duration(took(row, "compute", "p95")), value: (row) => took(row, "compute", "p95") },
+    { head: "Stored", wide: true, text: (row) => size(row.bytes.stored), value: (row) => row.bytes.stored },
+    shown.may_invalidate ? { head: "Answers", wide: true, text: (row) => (row.operation ? remove(row, "aic-broad") : "") } : null,
+  ].filter(Boolean);
+  const more = shown.operations_in_all - shown.operations.length;
+  panel(element, "aic-operations", "Operations",
+    { about: more > 0 ? `the busiest ${number(shown.operations.length)} of ${number(shown.operations_in_all)}` : "", links: [actions.csv("operations")] },
+    table(columns, rows, { caption: "Operations", order: actions.order, onorder: actions.reorder }));
+}
+
+export function steps(element, shown, actions) {
+  const rows = STEPS.filter((step) => shown.total.steps[step]).map((step) => ({ step, ...shown.total.steps[step] }));
+  const ranks = ["p50", "p95", "p99", "max"].map((rank) => ({ head: rank, text: (row) => duration(row[`${rank}_ns`]) }));
+  panel(element, "aic-steps", "Steps", { about: "how long each took", links: [actions.csv("steps")] },
+    table([{ head: "Step", left: true, text: (row) => stepName(row.step) }, { head: "Count", text: (row) => number(row.count) },
+      ...ranks, { head: "In all", wide: true, text: (row) => duration(row.sum_ns) }], rows, { caption: "Durations of the steps" }));
+}
+
+const TOPS = { saved: ["Most time saved", seconds], cost: ["Most money saved", money], slow: ["Slowest look-ups, p95", milliseconds], compute: ["Slowest to compute, p95", milliseconds] };
+
+export function ranking(element, shown) {
+  const lists = Object.entries(TOPS).filter(([by]) => shown.top[by]?.length || by !== "cost").map(([by, [title, format]]) => {
+    const most = Math.max(...shown.top[by].map((row) => row.value), 0) || 1;
+    return h("div", { class: `aic-top aic-top-${by}` }, h("h3", null, title), shown.top[by].length
+      ? h("ol", null, shown.top[by].map((row) => h("li", null, name(row.label), h("span", { class: "aic-top-value" }, format(row.value)), bar(row.value / most))))
+      : h("p", { class: "aic-empty" }, "Nothing in this span."));
+  });
+  panel(element, "aic-top", "Rankings", {}, h("div", { class: "aic-tops" }, lists));
+}
+
+export function workers(element, shown, actions) {
+  const columns = [
+    { head: "Worker or producer", left: true, text: (row) => name(row.label) },
+    { head: "Look-ups", text: (row) => number(lookups(row)) },
+    { head: "Hit rate", text: (row) => percent(row.hit_rate) },
+    { head: "Look-up p95", wide: true, text: (row) => duration(took(row, "get", "p95")) },
+    { head: "Computed", wide: true, text: (row) => number(row.steps.compute?.count ?? 0) },
+    { head: "Errors", text: (row) => h("span", { class: errors(row) ? "aic-bad" : null }, number(errors(row))), title: "Look-ups that the server did not answer" },
+    { head: "Last hour", left: true, text: (row) => spark(row.trend) },
+  ];
+  const more = shown.workers_in_all - shown.workers.length;
+  panel(element, "aic-workers", "Workers", { about: `the last hour${more > 0 ? `, the busiest ${shown.workers.length} of ${shown.workers_in_all}` : ""}`,
+    links: [actions.csv("workers")] },
+    table(columns, shown.workers, { caption: "Workers and producers in the last hour", empty: "No worker sent timings in the last hour." }));
+}
+
+const BREAKERS = { closed: ["good", "asked normally"], open: ["bad", "stopped after a fault"], "half-open": ["fair", "being tried again"] };
+
+export function store(element, shown) {
+  const { store: server, rollup, breakers } = shown, entries = [];
+  const add = (term, ...what) => entries.push(h("div", null, h("dt", null, term), h("dd", null, ...what)));
+  add("Server", server ? `version ${server.version}` : "does not say how it is");
+  if (server) {
+    add("Holds", `${number(server.keys)} keys, ${size(server.memory_used_bytes)}`);
+    add("Eviction", server.eviction_policy || NOTHING);
+    add("Clients", number(server.connected_clients));
+  }
+  for (const kind of ["reads", "writes"]) {
+    const [level, text] = BREAKERS[breakers[kind]] || ["fair", ""];
+    add(`Breaker, ${kind}`, h("span", { class: `aic-state aic-${level}` }, breakers[kind]), ` ${text}`);
+  }
+  const waiting = rollup.batches ? `${number(rollup.samples)} timings wait in ${number(rollup.batches)} ${rollup.batches === 1 ? "batch" : "batches"}, ${size(rollup.bytes)}` : "nothing waits";
+  add("Roll-up", rollup.batches && rollup.age_s ? `${waiting}, the oldest for ${seconds(rollup.age_s)}` : waiting);
+  add("Last asked for", rollup.asked_s_ago === null ? "never" : `${seconds(rollup.asked_s_ago)} ago`);
+  if (shown.total.lost_samples) add("Lost timings", `${number(shown.total.lost_samples)} in this span`);
+  panel(element, "aic-store", "Server and roll-up", { about: "breakers are Flower's own" }, h("dl", { class: "aic-facts" }, entries));
+}
