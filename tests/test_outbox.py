@@ -292,7 +292,7 @@ class TestFaults:
 
     def test_a_full_inbox_is_left_alone_and_filled_again_later(self, box: Any, client: Any, caplog: Any) -> None:
         caplog.set_level(logging.INFO, logger="aicache_tasks.samples")
-        one = box(aicache_ship_after_s=0.05, aicache_inbox_bytes=2**20)
+        one = box(aicache_ship_after_s=0.5, aicache_inbox_bytes=2**20)
         client.rpush(INBOX, b"another's")
         client.hset(STATE, "bytes", 2**20)
         one.add(*range(70))
