@@ -106,9 +106,9 @@ def test_the_wheel_holds_the_typing_marker_the_scripts_and_the_articles(tmp_path
         str(path.relative_to(ROOT))
         for name in ("aicache_tasks", "workers")
         for path in (ROOT / name).rglob("*")
-        if path.is_file() and path.suffix in {".py", ".lua", ".txt", ".typed"}
+        if path.is_file() and path.suffix in {".py", ".lua", ".txt", ".typed", ".html", ".js", ".css"}
     }
-    assert "aicache_tasks/py.typed" in wanted
+    assert {"aicache_tasks/py.typed", "aicache_tasks/reports/flower/static/aicache.js"} <= wanted
     assert wanted - names == set()
     assert {name for name in names if name.startswith(("tests/", "benchmarks/", "scripts/"))} == set()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
-from aicache_tasks.errors import MissingExtraError, SettingsError, StoreError, UnknownPayload
+from aicache_tasks.errors import MissingExtraError, SettingsError, StoreError
 from aicache_tasks.reports.flower import snapshot
 from aicache_tasks.reports.flower.snapshot import Asked, Now
 from aicache_tasks.reports.flower.states import advice
@@ -31,7 +31,7 @@ FRESH_S: Final = 3.0
 TIMES_AS_LONG: Final = 10
 """Reading takes one part in so many of a core's time at most."""
 MOST_DOCUMENTS: Final = 64
-FAULTS: Final = frozenset({"down", "slow", "newer", "misconfigured", "absent"})
+FAULTS: Final = frozenset({"down", "slow", "misconfigured", "absent"})
 """States without figures of their own."""
 
 Document = dict[str, Any]
@@ -77,6 +77,10 @@ class Feed:
         self._read.clear()
         self._now = None
 
+    def close(self) -> None:
+        """Wait for the thread to end."""
+        self._thread.shutdown(cancel_futures=True)
+
     async def _wait(self, app: Any, asked: Asked) -> _Read:
         future = self._pending.get(asked)
         if future is None or future.done():
@@ -113,8 +117,6 @@ class Feed:
             return document | {"advice": advice(document["state"]), "breakers": _breakers(parts.store)}
         except (SettingsError, MissingExtraError) as error:
             return _fault("misconfigured", label(str(error), 400))
-        except UnknownPayload:
-            return _fault("newer") | _whereabouts(app)
         except StoreError as error:
             did = "It does not answer" if error.reason != "redis_error" else "It answers with an error"
             return _fault("down", f"{did}: {label(error.detail, 200)}.") | _whereabouts(app)

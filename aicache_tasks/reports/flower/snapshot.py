@@ -76,7 +76,6 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
 
     Raises:
         StoreError: the server does not answer.
-        UnknownPayload: the records are of a newer version.
     """
     covered, records = _records(reader, asked, now)
     chosen = records if asked.operation is None else _only(records, asked.operation)

@@ -65,11 +65,6 @@ ADVICE: Final[Mapping[str, Advice]] = {
             "Tasks spend no more than their budget on it and then go on without the cache.",
         ),
     ),
-    "newer": Advice(
-        "The records are of a newer version of aicache-tasks",
-        "This Flower runs an older version than the process that rolls up.",
-        ("Upgrade aicache-tasks where Flower runs, and restart Flower.",),
-    ),
     "absent": Advice(
         "This application has no cache",
         "Flower was started for an application that has not called install.",

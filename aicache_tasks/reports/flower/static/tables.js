@@ -9,7 +9,7 @@ export function table(columns, rows, { caption, empty = "Nothing in this span.",
   const body = shown.length
     ? shown.map((row) => h("tr", { class: row.chosen ? "aic-chosen" : null }, columns.map((column, at) => cell(column, at, row))))
     : [h("tr", null, h("td", { class: "aic-empty", colspan: columns.length }, empty))];
-  return h("div", { class: "aic-scroll", tabindex: "0", role: "region", "aria-label": caption, "data-key": `scroll ${caption}` },
+  return h("div", { class: "aic-scroll", tabindex: "0", role: "region", "aria-label": `Table: ${caption.toLowerCase()}`, "data-key": `scroll ${caption}` },
     h("table", { class: "aic-table" }, h("caption", { class: "visually-hidden" }, caption), h("thead", null, head), h("tbody", null, body)));
 }
 
