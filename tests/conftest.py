@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aicache_tasks.outbox import flush_all
 from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.stores.redis import RedisStore
@@ -36,6 +37,13 @@ def pytest_report_header() -> str:
 def _warnings_are_logged() -> None:
     """A worker that a test ran in this process may have raised the root logger's level."""
     logging.getLogger().setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_at_the_end() -> Iterator[None]:
+    """Samples for servers that are gone would be warned of after pytest's last line."""
+    yield
+    flush_all(0.0, last=True)
 
 
 @pytest.fixture(scope="session")
