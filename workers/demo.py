@@ -16,8 +16,10 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import MissingExtraError
-from aicache_tasks.settings import mask_url
+from aicache_tasks.reports.queries import Reader
+from aicache_tasks.settings import Settings, mask_url
 from aicache_tasks.testing import EmbeddedServer
 from workers.demo_checks import (
     FLOWER_PORT,
@@ -31,6 +33,11 @@ from workers.demo_checks import (
 from workers.supervisor import Child, ChildFailed, Stopped, Supervisor
 
 FLOWER_S: Final = 60.0
+RECORDS_S: Final = 30.0
+ROLLUP_PERIOD_S: Final = "2"
+"""Instead of a minute: nobody watches a demo for so long."""
+CALLS: Final = 2 * 25
+"""Five operations over five articles, twice."""
 OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
 """Variables of these names say how a user's own set-up runs, and are not passed on."""
 CALLERS_PATH: Final = "AICACHE_CALLERS_PATH"
@@ -113,10 +120,15 @@ def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
     )
     environ = child_environ(os.environ, at, options.engine)
     flower = start_celery(supervisor, environ, port)
+    records = Reader(AIResponseCache(at.cache, settings=Settings(namespace=NAMESPACE)).parts)
+    before = lookups(records)
     client = supervisor.start(
         "client", [sys.executable, "-m", "workers.demo_client"], environ=environ, terminal=True, grace_s=2.0
     )
     code = supervisor.wait_for(client)
+    if code == 0:
+        supervisor.wait_until(lambda: lookups(records) >= before + CALLS, within_s=RECORDS_S, child=flower)
+        code = show_records(supervisor, environ)
     healthy = functools.partial(answers, f"{at.flower}/healthcheck")
     supervisor.wait_until(healthy, within_s=FLOWER_S, child=flower)
     if code == 1:
@@ -165,6 +177,7 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
         "AICACHE_URL": at.cache,
         "AICACHE_NAMESPACE": NAMESPACE,
         "AICACHE_ENGINE": engine,
+        "AICACHE_ROLLUP_PERIOD_S": ROLLUP_PERIOD_S,
     }
 
 
@@ -182,8 +195,20 @@ Everything is up (after {took_s:.0f} s, the runs included):
   cache      {cache}
   broker     {at.broker}
   a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={cache}
-             {python} -m celery -A workers.app inspect stats
+             {python} -m celery -A workers.app aicache summaries
 Ctrl-C ends it and leaves nothing behind."""
+
+
+def lookups(records: Reader) -> int:
+    """Return how many look-ups are counted, or wait to be."""
+    return sum(record.lookups for record in records.live().totals.values())
+
+
+def show_records(supervisor: Supervisor, environ: Mapping[str, str]) -> int:
+    """Show what the worker's timings came to; return the exit code."""
+    print("What the summary records say, by `celery -A workers.app aicache stats`:\n", flush=True)
+    stats = [*CELERY, "--quiet", "aicache", "stats"]
+    return supervisor.wait_for(supervisor.start("stats", stats, environ=environ, terminal=True, grace_s=2.0))
 
 
 def answers(url: str) -> bool:
