@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks import _run, hit, key, passthrough, samples, worker
+from benchmarks import _run, hit, key, passthrough, rollup, samples, worker
 from benchmarks._run import Options, Row
 
-QUESTIONS = ((hit, 1.0, 1.0), (worker, 0.06, 10.0), (passthrough, 1.0, 10.0), (key, 0.6, 0.1), (samples, 1.0, 10.0))
+QUESTIONS = (
+    (hit, 1.0, 1.0),
+    (worker, 0.06, 10.0),
+    (passthrough, 1.0, 10.0),
+    (key, 0.6, 0.1),
+    (samples, 1.0, 10.0),
+    (rollup, 0.12, 0.5),
+)
 """Each with its part of the rounds and of the calls."""
 
 

@@ -35,6 +35,14 @@ def measured(tmp_path: Path, module: str, *arguments: str) -> list[dict[str, Any
         ("benchmarks.passthrough", {"CachedTask without a policy, worker's tracer": 5}),
         ("benchmarks.key", {"key of 1 MB (ASCII) / sha256": 6, "key of 1 MB (accents) / sha256": 6}),
         ("benchmarks.samples", {"a hit's sample, recorded and shipped": 7}),
+        (
+            "benchmarks.rollup",
+            {
+                "steps counted, before Redis": 8,
+                "steps counted, with Redis": 8,
+                "peak memory, 1,000,000 steps / 100,000": 8,
+            },
+        ),
     ],
 )
 def test_a_benchmark_gives_a_figure_for_each_of_its_rows(tmp_path: Path, module: str, rows: dict[str, int]) -> None:
