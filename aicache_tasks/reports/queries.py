@@ -80,6 +80,8 @@ class Live(NamedTuple):
     """What the next roll-up would count."""
     store: StoreInfo | None
     """None if its user may not ask."""
+    is_exact: bool = True
+    """False if roll-ups counted all the while: some of what waited may be in neither part of the totals."""
 
 
 class Reader:
@@ -157,7 +159,7 @@ class Reader:
         for _ in range(TRIES):
             before = self.summaries.totals()
             waiting = self.summaries.preview(progress=progress)
-            if self.summaries.totals() == before:  # else a roll-up may have counted what was waiting
+            if is_exact := self.summaries.totals() == before:  # else a roll-up may have counted what was waiting
                 break
         return Live(
             self.now_s(),
@@ -166,6 +168,7 @@ class Reader:
             self.summaries.backlog(),
             waiting,
             self._info(),
+            is_exact,
         )
 
     def _info(self) -> StoreInfo | None:

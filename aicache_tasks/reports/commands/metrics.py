@@ -1,0 +1,74 @@
+"""
+``metrics``: the records for Prometheus.
+
+In: an address.   Out: ``/metrics`` served there until it is stopped; or the same text once, on stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Final
+
+import click
+
+from aicache_tasks.errors import MissingExtraError
+from aicache_tasks.reports.commands.base import Misused, Unanswered, command, place_of, reader_of
+from aicache_tasks.reports.wording import label
+
+LIMIT_S: Final = 5.0
+"""How long a scrape may take: Prometheus itself waits for 10 s by default."""
+
+
+@command
+@click.option("--port", type=click.IntRange(0, 65_535), default=9540, show_default=True, help="Where to listen.")
+@click.option("--address", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="On which address.")
+@click.option("--once", is_flag=True, help="Print the figures once, and end.")
+def metrics(ctx: click.Context, port: int, address: str, once: bool) -> None:
+    """Serve the records to Prometheus.
+
+    At /metrics: lifetime totals, which what waits for the roll-up is in, alerts, the inbox, the server. One such
+    process is enough for all workers. Flower's own /metrics has the same figures where the tab is installed.
+    """
+    reader_of(ctx)  # says what is wrong with the settings, at once
+    try:
+        from aicache_tasks.reports.prometheus import register
+    except ModuleNotFoundError:
+        raise Misused(str(MissingExtraError("prometheus-client", "metrics"))) from None
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry()
+    register(ctx.obj.app, registry, limit_s=LIMIT_S)
+    if once:
+        _print(ctx, registry)
+    else:
+        _serve(ctx, registry, address, port)
+
+
+def _print(ctx: click.Context, registry: Any) -> None:
+    from prometheus_client import generate_latest
+
+    text = generate_latest(registry).decode()
+    sys.stdout.write(text)
+    if registry.get_sample_value("aicache_up") != 1:
+        raise Unanswered(f"the records in {place_of(ctx)} cannot be read")
+
+
+def _serve(ctx: click.Context, registry: Any, address: str, port: int) -> None:
+    from prometheus_client import start_http_server
+
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except OSError as error:
+        raise Misused(f"cannot listen on {label(address)}, port {port}: {error.strerror}") from None
+    click.echo(f"http://{label(address)}:{server.server_port}/metrics has the records in {place_of(ctx)}", err=True)
+    try:
+        _wait(thread)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _wait(thread: threading.Thread) -> None:
+    while thread.is_alive():
+        thread.join(1.0)  # Ctrl-C arrives in between
