@@ -142,11 +142,12 @@ def _is_fraction(given: object) -> bool:
 
 def call_with(function: Callable[..., Any], arguments: Arguments) -> Any:
     """Call *function* with *arguments* as one mapping, or with nothing if it takes nothing."""
-    return function(arguments) if _takes_one(function) else function()
+    return function(arguments) if takes_arguments(function) else function()
 
 
 @functools.lru_cache(maxsize=1024)
-def _takes_one(function: Callable[..., Any]) -> bool:
+def takes_arguments(function: Callable[..., Any]) -> bool:
+    """Say whether `call_with` gives *function* the arguments."""
     try:
         inspect.signature(function).bind({})
     except TypeError:

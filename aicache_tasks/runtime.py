@@ -102,6 +102,11 @@ def runtime_of(app: Any) -> Runtime:
         return _RUNTIMES.setdefault(app, Runtime(app))
 
 
+def cached_tasks(app: Any) -> list[Any]:
+    """Return the tasks of *app* that have a policy, by name."""
+    return [task for _, task in sorted(app.tasks.items()) if getattr(task, "cache_policy", None) is not None]
+
+
 def name_worker(worker: str) -> None:
     """Tell this process whose it is, where it was not forked from a worker that knew."""
     for runtime in list(_RUNTIMES.values()):

@@ -1,0 +1,76 @@
+"""
+Remote control: what ``celery inspect`` and ``celery control`` may ask of a worker.
+
+In: a command.   Out: plain data or a sentence, within a second.
+
+Commands run in the worker's main process, in its loop. Celery keeps them by name for the whole process, which is why
+they ask the worker's own application for everything. What answers is loaded when it is first asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery.worker.control import Panel
+
+from aicache_tasks.errors import SettingsError
+from aicache_tasks.outbox import flush_all
+from aicache_tasks.runtime import cached_tasks, runtime_of
+
+FLUSH_S: Final = 0.5
+Answer = dict[str, Any]
+
+
+def add_commands() -> None:
+    """Register the commands. Calling it twice is calling it once."""
+    if "cache_stats" in Panel.data:
+        return
+    for function, kind, signature, args in _COMMANDS:
+        named: Any = {"name": function.__name__, "type": kind, "signature": signature, "args": args}
+        Panel.register(**named)(function)
+
+
+def cache_stats(state: Any, operation: str | None = None, **_: Any) -> Answer:
+    """Figures of the cache: all operations briefly, or one in full."""
+    from aicache_tasks.reports import inspect
+
+    return _answer(lambda: inspect.cache_stats(state.app, state.hostname, operation))
+
+
+def cache_policy(state: Any, **_: Any) -> Answer:
+    """Effective cache policy of each task."""
+    from aicache_tasks.reports import inspect
+
+    return _answer(lambda: inspect.cache_policy(state.app, cached_tasks(state.app)))
+
+
+def cache_flush_timings(state: Any, **_: Any) -> Answer:
+    """Send the timings that wait in the worker's main process."""
+    return _answer(lambda: _flush(state.app))
+
+
+def _flush(app: Any) -> Answer:
+    parts = runtime_of(app).cache.parts
+    outbox = parts.outbox
+    if outbox is None:
+        return {"error": "timings do not leave this worker: aicache_samples is off, or the cache is in memory"}
+    flush_all(FLUSH_S)
+    if outbox.waiting:
+        return {"error": f"{outbox.waiting} timings wait: the cache's server does not take them"}
+    return {"ok": f"sent; the pool's processes send theirs within {2 * parts.settings.ship_after_s:g} s by themselves"}
+
+
+def _answer(ask: Any) -> Answer:
+    """Return what *ask* returns; a worker whose settings are wrong says so."""
+    try:
+        answer: Answer = ask()
+    except SettingsError as error:
+        return {"error": str(error)}
+    return answer
+
+
+_COMMANDS: Final = (
+    (cache_stats, "inspect", "[operation]", [("operation", str)]),
+    (cache_policy, "inspect", None, None),
+    (cache_flush_timings, "control", None, None),
+)

@@ -1,0 +1,280 @@
+"""
+What a worker answers when it is asked: figures and policies.
+
+In: its application.   Out: plain data, within half a second, whatever the cache's server does.
+
+A worker's loop waits for its answer, and a caller for a second. So a thread reads; whoever asks waits `LIMIT_S` for it
+at most, and gets what was read before where it takes longer. Nothing is read while nobody asks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from aicache_tasks import __version__
+from aicache_tasks.alerts import AlertState, current
+from aicache_tasks.canonical import encode_parts
+from aicache_tasks.errors import AICacheError, SettingsError, StoreError
+from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.parts import Parts, steers
+from aicache_tasks.policy import CachePolicy, takes_arguments
+from aicache_tasks.reports.queries import Live, Reader, total_of
+from aicache_tasks.reports.rows import figures_json
+from aicache_tasks.reports.wording import duration, iso, label, percent
+from aicache_tasks.runtime import runtime_of
+from aicache_tasks.settings import Settings
+from aicache_tasks.summary import SummaryRecord
+
+SCHEMA: Final = 1
+"""Version of the answers."""
+LIMIT_S: Final = 0.5
+"""How long an answer waits for the thread."""
+FRESH_S: Final = 5.0
+"""How long what was read is good for; ten times as long as reading took, if that is longer."""
+MOST_OPERATIONS: Final = 200
+"""Operations that are listed: those with the most look-ups."""
+_TIMES_AS_LONG: Final = 10
+_NAME_COLUMNS: Final = 500
+_BRIEFLY: Final = ("hits", "misses", "hit_rate", "saved", "lost_samples")
+_NOT_YET: Final = "the cache's server has not answered yet; ask again"
+
+
+class Seen(NamedTuple):
+    """What was read, and when (monotonic)."""
+
+    live: Live | None
+    alerts: list[AlertState]
+    fault: str
+    """Why it could not be read; the figures are then from before."""
+    read_s: float = 0.0
+    took_s: float = 0.0
+
+
+class Snapshot:
+    """What is so now, read by a thread when somebody asks and what was read is old. Thread-safe.
+
+    Args:
+        read: reads; raises `AICacheError`.
+        caught: told of a bug of ours.
+        clock: monotonic, seconds.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], tuple[Live, list[AlertState]]],
+        caught: Callable[[Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read, self._caught, self._clock = read, caught, clock
+        self._lock, self._done = threading.Lock(), threading.Event()
+        self._is_reading = False
+        self._seen: Seen | None = None
+
+    def get(self, limit_s: float = LIMIT_S) -> Seen | None:
+        """Return what is so now, or was; None if nothing has been read in *limit_s*."""
+        if not self._is_fresh():
+            self._begin()
+            self._done.wait(limit_s)
+        return self._seen
+
+    def age_s(self, seen: Seen) -> float:
+        """Return how old the figures of *seen* are."""
+        return max(self._clock() - seen.read_s, 0.0)
+
+    def _is_fresh(self) -> bool:
+        seen = self._seen
+        return seen is not None and self.age_s(seen) < max(FRESH_S, _TIMES_AS_LONG * seen.took_s)
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._is_reading:
+                return
+            self._is_reading = True
+            self._done.clear()
+        try:
+            threading.Thread(target=self._work, name="aicache-inspect", daemon=True).start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            self._end()
+
+    def _work(self) -> None:
+        began_s, before = self._clock(), self._seen
+        live, alerts, fault = (before.live, before.alerts, "") if before is not None else (None, [], "")
+        try:
+            live, alerts = self._read()
+        except AICacheError as error:
+            fault = _fault(error)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not show what it read in a worker's log
+            fault = "internal error"
+            self._caught(error)
+        finally:
+            self._seen = Seen(live, alerts, fault, self._clock(), self._clock() - began_s)
+            self._end()
+
+    def _end(self) -> None:
+        self._is_reading = False
+        self._done.set()
+
+
+_SNAPSHOTS: Final[weakref.WeakKeyDictionary[Any, Snapshot]] = weakref.WeakKeyDictionary()
+
+
+def snapshot_of(app: Any) -> Snapshot:
+    """Return the snapshot of *app* in this process, made when first asked for."""
+    found = _SNAPSHOTS.get(app)
+    return found if found is not None else _SNAPSHOTS.setdefault(app, _snapshot(weakref.ref(app)))
+
+
+def _snapshot(app_of: Callable[[], Any]) -> Snapshot:
+    def read() -> tuple[Live, list[AlertState]]:
+        reader = Reader(runtime_of(app_of()).cache.parts)
+        return reader.live(), current(reader.summaries)
+
+    def caught(error: Exception) -> None:
+        runtime_of(app_of()).cache.parts.errors.caught(error, "inspect")
+
+    return Snapshot(read, caught)
+
+
+def _fault(error: AICacheError) -> str:
+    return label(error.detail if isinstance(error, StoreError) else str(error), 200)
+
+
+# Figures.
+
+
+def cache_stats(app: Any, worker: str, operation: str | None = None) -> dict[str, Any]:
+    """Return lifetime figures, as ``celery aicache stats`` has them: all operations briefly, or one with all it has.
+
+    Args:
+        app: the worker's application.
+        worker: its node name.
+        operation: only this one.
+    """
+    snapshot = snapshot_of(app)
+    seen = snapshot.get()
+    if seen is None or seen.live is None:
+        return {"error": seen.fault if seen is not None and seen.fault else _NOT_YET}
+    live, parts = seen.live, runtime_of(app).cache.parts
+    answer: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "at": iso(live.at_s),
+        "age_s": round(max(time.time() - live.at_s, 0.0), 1),
+        "exact": live.is_exact,
+        "store": _store_state(parts, seen),
+        "waiting": {"batches": live.backlog.entries, "age_s": round(live.backlog.age_s, 1)},
+        "alerts": [alert._asdict() | {"operation": _name(alert.operation)} for alert in seen.alerts],
+        "worker": _briefly(total_of(live.workers.get(worker, ()))),
+    }
+    if operation is not None:
+        return answer | {"operation": _name(operation), "total": _of_one(live, operation)}
+    listed = sorted(live.totals.values(), key=lambda record: (-record.lookups, record.operation))[:MOST_OPERATIONS]
+    operations = {_name(record.operation): _briefly(record) for record in listed}
+    return answer | {"total": _briefly(total_of(live.totals.values())), "operations": operations}
+
+
+def _of_one(live: Live, operation: str) -> dict[str, Any] | None:
+    record = live.totals.get(operation)
+    return None if record is None else figures_json(record)
+
+
+def _name(operation: str) -> str:
+    return label(operation, _NAME_COLUMNS)
+
+
+def _briefly(record: SummaryRecord) -> dict[str, Any]:
+    figures = figures_json(record)
+    return {name: figures[name] for name in _BRIEFLY} | {"get_p95_ms": record.percentile_ms("get", 95)}
+
+
+def _store_state(parts: Parts, seen: Seen) -> str:
+    if seen.fault:
+        return f"down: {seen.fault}"
+    states = {"reads": parts.store.reads.state, "writes": parts.store.writes.state}
+    return ", ".join(f"{name} {state}" for name, state in states.items() if state != "closed") or "ok"
+
+
+def line(app: Any) -> dict[str, Any]:
+    """Return the few figures of `cache_stats` that fit one line of ``inspect stats`` and of Flower's page."""
+    parts = runtime_of(app).cache.parts
+    if parts.outbox is None:
+        return {"timings": "stay in each process"}
+    seen = snapshot_of(app).get()
+    if seen is None or seen.live is None:
+        return {"store": f"down: {seen.fault}" if seen is not None and seen.fault else _NOT_YET}
+    total = total_of(seen.live.totals.values())
+    p95_ms = total.percentile_ms("get", 95)
+    return {
+        "hits": total.hits,
+        "misses": total.misses,
+        "hit rate": percent(total.hit_rate),
+        "get p95": duration(None if p95_ms is None else p95_ms * 1e6),
+        "waiting": seen.live.backlog.entries,
+        "store": _store_state(parts, seen),
+    }
+
+
+# Policies.
+
+
+def cache_policy(app: Any, tasks: Iterable[Any]) -> dict[str, Any]:
+    """Return the policy of each of *tasks* as this worker has worked it out, so that workers can be compared."""
+    runtime = runtime_of(app)
+    settings = runtime.settings
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "namespace": settings.namespace,
+        "disabled": settings.disabled,
+        "tasks": {task.name: _policy(task, settings) for task in tasks},
+    }
+
+
+def _policy(task: Any, settings: Settings) -> dict[str, Any]:
+    try:
+        plan = task.cache.plan
+    except SettingsError as error:
+        return {"error": _fault(error)}
+    policy, rules = plan.policy, plan.rules
+    return {
+        "operation": _name(plan.operation),
+        "version": plan.version if policy.version is not None else None,
+        "body": fingerprint(task.run),
+        "ttl_s": rules.ttl_s,
+        "jitter": rules.jitter,
+        "ignore": list(policy.ignore),
+        "vary": _vary(policy, plan.cache.parts),
+        "tenant": _kind(policy.tenant),
+        "tags": _kind(policy.tags or None),
+        "validate": rules.validate is not None,
+        "store_if": rules.store_if is not None,
+        "redact": policy.redact,
+        "shared": policy.shared,
+        "l1": bool(settings.l1_entries) and rules.local,
+        "compression": settings.compression,
+    }
+
+
+def _kind(given: Any) -> str | None:
+    """Say what decides about a tenant or tags, which may be personal."""
+    return None if given is None else "each call" if callable(given) else "fixed"
+
+
+def _vary(policy: CachePolicy, parts: Parts) -> str | None:
+    """Return a digest of what ``vary`` resolves to here; it may hold secrets."""
+    if policy.vary is None:
+        return None
+    if takes_arguments(policy.vary):
+        return "each call"
+    try:
+        resolved = policy.vary_of({})
+        mark, encoding = encode_parts((resolved,), ("vary",))
+    except Exception as error:  # the user's code must not fail the answer about all other tasks
+        if steers(error):
+            raise
+        return f"raises {type(error).__name__}"
+    return parts.keys.tag_id((mark + encoding).hex()).hex()

@@ -1,0 +1,63 @@
+"""Tasks for workers that are asked, switched and watched; the worker sends events if it is started with -E."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+from aicache_tasks import CachedTask, CachePolicy, install
+from aicache_tasks.reports import inspect
+
+inspect.FRESH_S = 0.2  # type: ignore[misc] # tests wait for figures
+
+app = Celery("remote", set_as_current=False)
+app.conf.update(
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=1,
+    aicache_strict=True,
+    aicache_budget_ms=5000,
+    aicache_connect_ms=5000,
+    aicache_ship_after_s=0.1,
+    aicache_rollup_period_s=0,
+)
+install(app)
+
+
+def model() -> dict[str, str]:
+    return {"model": os.environ.get("MODEL", "first")}
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="shout", ttl="10m", version=3, vary=model), shared=False)
+def shout(text: str) -> str:
+    return text.upper()
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="open", redact=False, ttl="10m"), shared=False)
+def opened(text: str, *, size: int = 1) -> str:
+    return text * size
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="again"), bind=True, shared=False)
+def again(self: Any, text: str) -> str:
+    if self.request.retries < 1:
+        raise self.retry(countdown=0)
+    return text
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="twice"), bind=True, shared=False)
+def twice(self: Any, text: str) -> str:
+    if self.request.retries < 1:
+        self.retry(countdown=0, throw=False)
+    return text
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="fails"), shared=False)
+def fails(text: str) -> str:
+    raise ValueError("no text of the task's in here")
+
+
+@app.task(base=CachedTask, shared=False)
+def plain(text: str) -> str:
+    return text

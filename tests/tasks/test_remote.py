@@ -1,0 +1,281 @@
+"""What workers answer, and do, when they are asked from afar."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from celery import Celery
+
+from aicache_tasks import CachedTask, CachePolicy, install
+from aicache_tasks.errors import StoreUnavailable
+from aicache_tasks.reports.inspect import LIMIT_S, Snapshot, snapshot_of
+from aicache_tasks.reports.queries import Reader, total_of
+from aicache_tasks.reports.rows import figures_json
+from aicache_tasks.runtime import runtime_of
+from aicache_tasks.testing import EmbeddedServer
+from tests.cluster.nodes import ROOT, WorkerProcess, wait_until
+from tests.tasks.bench_tasks import LoneCelery
+from tests.tasks.conftest import Servers, end
+
+MODULE = "tests.tasks.remote_worker"
+BROKER_DB = 4
+TIMEOUT_S = 15
+CELERY_S = 1.0
+"""How long Celery's own commands wait for answers."""
+
+
+class Site(NamedTuple):
+    """Two workers with different environments, and a caller."""
+
+    app: Celery
+    cache: EmbeddedServer
+    workers: list[WorkerProcess]
+    environ: dict[str, str]
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Return what each worker answers, by its name."""
+        wanted = len(self.workers)
+        replies = self.app.control.broadcast(command, arguments, reply=True, timeout=TIMEOUT_S, limit=wanted)
+        found: dict[str, Any] = {name: answer for reply in replies for name, answer in reply.items()}
+        return found
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self.app.send_task(f"{MODULE}.{name}", args, kwargs).get(timeout=TIMEOUT_S, propagate=False)
+
+    def command(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", MODULE, *argv],
+            env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(servers: Servers) -> Iterator[Site]:
+    with EmbeddedServer() as cache:
+        config = servers.config(BROKER_DB)
+        urls = (config["broker_url"], config["result_backend"], cache.url)
+        one = WorkerProcess(MODULE, *urls, concurrency=2, env={"MODEL": "first"}, name="one").start()
+        two = WorkerProcess(MODULE, *urls, pool="threads", env={"MODEL": "second"}, name="two").start()
+        app = install(LoneCelery("caller", set_as_current=False))
+        app.conf.update(config, aicache_url=cache.url, aicache_budget_ms=5000)
+        names = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "AICACHE_URL")
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), **dict(zip(names, urls, strict=True))}
+        try:
+            one.ready(), two.ready()
+            yield Site(app, cache, [one, two], environ)
+        finally:
+            one.close(), two.close()
+            end(app)
+
+
+def reader(site: Site) -> Reader:
+    return Reader(runtime_of(site.app).cache.parts)
+
+
+def counted(site: Site, calls: int) -> Reader:
+    """Wait until all timings of *calls* so far are in the inbox."""
+    asked = reader(site)
+    wait_until(lambda: total_of(asked.live().totals.values()).of("get") >= calls, TIMEOUT_S, "the timings")
+    return asked
+
+
+def fresh(site: Site, command: str = "cache_stats", **arguments: Any) -> dict[str, Any]:
+    """Return the answers once the workers have read anew."""
+    live = reader(site).live()
+    read = lambda: site.ask(command, **arguments)  # noqa: E731
+    since = total_of(live.totals.values()).of("get")
+    is_new = lambda answers: all(a["total"]["hits"] + a["total"]["misses"] == since for a in answers.values())  # noqa: E731
+    answers: dict[str, Any] = wait_until(lambda: a if is_new(a := read()) else None, TIMEOUT_S, "figures")
+    return answers
+
+
+def test_workers_answer_with_the_reader_s_figures(site: Site) -> None:
+    calls = [*(f"text {number}" for number in range(10)), *["text 0"] * 5]
+    for text in calls:
+        assert site.call("opened", text) == text
+    asked = counted(site, len(calls))
+    answers = fresh(site)
+    assert sorted(answers) == sorted(worker.hostname for worker in site.workers)
+    for phase in ("as they wait", "rolled up"):
+        live = asked.live()
+        total = total_of(live.totals.values())
+        for worker, answer in fresh(site).items():
+            assert answer["total"]["hits"] == total.hits == 5, phase
+            assert answer["total"]["misses"] == total.misses == 10, phase
+            assert answer["total"]["get_p95_ms"] == total.percentile_ms("get", 95)
+            assert answer["operations"]["open"]["saved"] == figures_json(live.totals["open"])["saved"]
+            assert (answer["store"], answer["exact"]) == ("ok", True)
+            mine = total_of(live.workers.get(worker, ()))
+            assert phase == "as they wait" or answer["worker"]["hits"] == mine.hits
+        asked.summaries.roll_up()
+        wait_until(lambda: all(of["waiting"]["batches"] == 0 for of in site.ask("cache_stats").values()), TIMEOUT_S)
+    for answer in site.ask("cache_stats", operation="open").values():
+        assert answer["operation"] == "open"
+        assert answer["total"] == json.loads(json.dumps(figures_json(asked.live().totals["open"])))
+    for answer in site.ask("cache_stats", operation="nobody's").values():
+        assert answer["total"] is None
+
+
+def test_policies_show_where_workers_differ_and_nothing_that_vary_holds(site: Site) -> None:
+    one, two = (site.ask("cache_policy")[worker.hostname] for worker in site.workers)
+    assert set(one["tasks"]) == {f"{MODULE}.{name}" for name in ("shout", "opened", "again", "twice", "fails")}
+    mine, other = one["tasks"][f"{MODULE}.shout"], two["tasks"][f"{MODULE}.shout"]
+    assert mine["vary"] != other["vary"]
+    assert len(mine["vary"]) == 32
+    assert {name for name in mine if mine[name] != other[name]} == {"vary"}
+    assert (mine["operation"], mine["version"], mine["ttl_s"], mine["redact"]) == ("shout", 3, 600.0, True)
+    assert "first" not in repr(one)
+    assert one | {"tasks": 0} == two | {"tasks": 0}
+
+
+def test_celery_s_own_commands_show_the_answers_within_their_second(site: Site) -> None:
+    counted(site, 1)
+    shown = site.command("inspect", "cache_stats", "shout", "--json")
+    assert shown.returncode == 0, shown.stderr
+    answers = json.loads(shown.stdout[: shown.stdout.rindex("}") + 1])
+    assert len(answers) == len(site.workers)
+    sent = site.command("control", "cache_flush_timings")
+    assert sent.stdout.count("sent; the pool's processes send theirs within 0.2 s") == len(site.workers)
+
+
+def test_the_stats_of_a_worker_have_one_short_flat_line(site: Site) -> None:
+    site.call("shout", "flat")
+    counted(site, 1)
+    wait_until(lambda: "hits" in line_of(site), TIMEOUT_S, "figures")
+    shown = line_of(site)
+    assert list(shown) == ["hits", "misses", "hit rate", "get p95", "waiting", "store"]
+    assert not any(isinstance(value, (dict, list)) for value in shown.values())
+    assert shown["store"] == "ok"
+    assert len(repr(shown)) < 130
+
+
+def line_of(site: Site) -> dict[str, Any]:
+    stats = site.app.control.inspect([site.workers[0].hostname], timeout=TIMEOUT_S).stats()
+    line: dict[str, Any] = stats[site.workers[0].hostname]["aicache"]
+    return line
+
+
+def test_a_frozen_server_delays_no_answer(servers: Servers) -> None:
+    config = servers.config(BROKER_DB + 2)
+    with EmbeddedServer() as cache:
+        worker = WorkerProcess(MODULE, config["broker_url"], config["result_backend"], cache.url, pool="solo").start()
+        app = LoneCelery("caller", set_as_current=False)
+        app.conf.update(config)
+        try:
+            worker.ready()
+            cache.pause()
+            for command in ("cache_stats", "stats", "cache_policy"):
+                began_s = time.monotonic()
+                replies = app.control.broadcast(command, reply=True, timeout=TIMEOUT_S, limit=1)
+                assert replies, command
+                assert time.monotonic() - began_s < CELERY_S, command
+            assert "has not answered yet" in repr(app.control.broadcast("cache_stats", reply=True, limit=1))
+        finally:
+            cache.resume()
+            worker.close()
+            end(app)
+
+
+# The snapshot.
+
+
+class Reads:
+    """Reads that end when they are told to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.now_s = 0.0
+        self.error: Exception | None = None
+        self.caught: list[Exception] = []
+
+    def __call__(self) -> Any:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        return f"live {self.count}", []
+
+
+@pytest.fixture
+def reads() -> Reads:
+    return Reads()
+
+
+def test_figures_are_read_only_when_somebody_asks_and_they_are_old(reads: Reads) -> None:
+    snapshot = Snapshot(reads, reads.caught.append, lambda: reads.now_s)
+    assert reads.count == 0
+    for now_s, expected in ((0.0, 1), (1.0, 1), (4.9, 1), (5.1, 2), (10.0, 2)):
+        reads.now_s = now_s
+        seen = snapshot.get(TIMEOUT_S)
+        assert seen is not None
+        assert (seen.live, reads.count) == (f"live {expected}", expected)
+
+
+def test_figures_from_before_stay_with_what_is_wrong_now(reads: Reads) -> None:
+    snapshot = Snapshot(reads, reads.caught.append, lambda: reads.now_s)
+    snapshot.get(TIMEOUT_S)
+    reads.now_s, reads.error = 6.0, StoreUnavailable("ConnectionError")
+    seen = snapshot.get(TIMEOUT_S)
+    assert seen is not None
+    assert (seen.live, seen.fault) == ("live 1", "ConnectionError")
+    reads.now_s, reads.error = 12.0, KeyError("canary")
+    seen = snapshot.get(TIMEOUT_S)
+    assert seen is not None
+    assert (seen.live, seen.fault, len(reads.caught)) == ("live 1", "internal error", 1)
+
+
+def test_a_read_that_hangs_keeps_nobody_waiting_for_long_and_is_not_begun_twice() -> None:
+    import threading
+
+    gate, begun = threading.Event(), []
+
+    def read() -> Any:
+        begun.append(1)
+        gate.wait(TIMEOUT_S)
+        return "live", []
+
+    snapshot = Snapshot(read, lambda error: None)
+    began_s = time.monotonic()
+    assert snapshot.get(0.05) is None
+    assert snapshot.get(0.05) is None
+    assert time.monotonic() - began_s < LIMIT_S
+    gate.set()
+    assert wait_until(lambda: snapshot.get(0.05), TIMEOUT_S).live == "live"
+    assert len(begun) == 1
+
+
+def test_a_worker_without_shared_timings_says_so(make: Callable[..., Celery]) -> None:
+    from aicache_tasks.remote import cache_flush_timings, cache_stats
+    from aicache_tasks.reports import inspect
+
+    app = make()
+    app.task(base=CachedTask, cache=CachePolicy(operation="alone"), name="alone")(lambda text: text)
+    state = type("State", (), {"app": app, "hostname": "w@h"})
+    assert "need a Redis or Valkey server" in cache_stats(state)["error"]
+    assert "timings do not leave this worker" in cache_flush_timings(state)["error"]
+    assert inspect.line(app) == {"timings": "stay in each process"}
+    assert snapshot_of(app) is snapshot_of(app)
+
+
+def test_a_vary_that_raises_or_asks_for_arguments_fails_no_answer(make: Callable[..., Celery]) -> None:
+    from aicache_tasks.remote import cache_policy
+
+    def broken() -> dict[str, str]:
+        raise KeyError("canary")
+
+    app = make()
+    for name, vary in {"broken": broken, "each": lambda given: given, "none": None}.items():
+        app.task(base=CachedTask, cache=CachePolicy(operation=f"remote-{name}", vary=vary), name=name)(body)
+    state = type("State", (), {"app": app, "hostname": "w@h"})
+    tasks = cache_policy(state)["tasks"]
+    assert [tasks[name]["vary"] for name in ("broken", "each", "none")] == ["raises KeyError", "each call", None]
+
+
+def body(text: str) -> str:
+    return text
