@@ -12,7 +12,9 @@ from typing import Any, Final
 import click
 from celery.bin.base import handle_preload_options
 
-COMMANDS: Final = ("stats", "summaries", "top", "rollup", "export", "metrics")
+COMMANDS: Final = (
+    *("stats", "summaries", "top", "rollup", "export", "peek", "explain", "invalidate", "purge", "metrics"),
+)
 """Each is in a module of its name in `aicache_tasks.reports.commands`."""
 
 

@@ -167,11 +167,12 @@ class Reader:
             self.summaries.workers(),
             self.summaries.backlog(),
             waiting,
-            self._info(),
+            self.server(),
             is_exact,
         )
 
-    def _info(self) -> StoreInfo | None:
+    def server(self) -> StoreInfo | None:
+        """Return what the server says about itself, None if its user may not ask."""
         try:
             return self._store.info(Budget(ADMIN_BUDGET_S))
         except StoreRefused:
