@@ -265,7 +265,7 @@ class Summaries:
         """Remove the records of windows that ended long before *kept_s*, from where the last sweep ended."""
         mark, end_s = f"swept_{kind}", int(kept_s - _LATE_S) // length * length
         ((held,),) = self.ask(self.inbox.fetch, [(self.keys.state, [mark])])
-        begin_s = min(_epoch_s(held, end_s) // length * length, end_s)  # it is later if the clock was put back
+        begin_s = _epoch_s(held, end_s) // length * length  # later than the end if the clock was put back
         end_s = min(end_s, begin_s + _SWEPT_AT_ONCE * length)
         fields = [str(start) for start in range(begin_s, end_s, length)]
         for key in keys if fields else ():

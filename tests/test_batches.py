@@ -58,7 +58,7 @@ def with_field(name: str, value: Any) -> list[Any]:
 
 class TestRoundTrip:
     @given(st.lists(samples, max_size=12), st.integers(1, MOST), st.booleans(), counts)
-    @settings(max_examples=60)
+    @settings(max_examples=60, deadline=None, database=None)
     def test_a_batch_comes_out_as_it_went_in(self, given: list[Sample], number: int, last: bool, lost: int) -> None:
         batch = decode_batch(encode_batch(PROCESS, number, "celery@host", given, last=last, lost=lost))
         assert (batch.process, batch.number, batch.origin) == (PROCESS, number, "celery@host")
@@ -86,6 +86,7 @@ class TestRoundTrip:
 
 class TestOddSamples:
     @given(st.lists(texts, min_size=6, max_size=6))
+    @settings(deadline=None, database=None)
     def test_a_name_may_be_any_text(self, given: list[str]) -> None:
         origin, operation, status, reason, tier, step = given
         sample = a_hit()._replace(operation=operation, status=status, reason=reason, text_tier=tier, step=step)
@@ -116,13 +117,13 @@ class TestOddSamples:
 
 class TestHostileBytes:
     @given(st.binary(max_size=60), st.sampled_from([b"", b"\1\0", b"\1\1", b"\1\1\x28\xb5\x2f\xfd"]))
-    @settings(max_examples=300)
+    @settings(max_examples=300, deadline=None, database=None)
     def test_bytes_of_any_kind_are_no_batch(self, data: bytes, start: bytes) -> None:
         with pytest.raises(PayloadError):
             decode_batch(start + data)
 
     @given(st.data(), st.integers(1, 5))
-    @settings(max_examples=300)
+    @settings(max_examples=300, deadline=None, database=None)
     def test_a_changed_byte_gives_a_batch_or_is_refused(self, data: st.DataObject, times: int) -> None:
         raw = bytearray(sealed([*BATCH[:5], rows([a_hit(), a_hit()])]))
         for _ in range(times):

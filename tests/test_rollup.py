@@ -256,7 +256,7 @@ some_samples = st.builds(
 
 
 @given(st.lists(st.lists(some_samples, min_size=1, max_size=8), min_size=1, max_size=8), st.randoms())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, database=None)
 def test_however_samples_are_cut_into_batches_and_folds_the_records_are_equal(
     parts: list[list[Sample]], rng: random.Random
 ) -> None:
@@ -275,7 +275,7 @@ def test_however_samples_are_cut_into_batches_and_folds_the_records_are_equal(
 
 
 @given(st.lists(some_samples, min_size=1, max_size=60))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, database=None)
 def test_hours_days_and_totals_are_the_merge_of_their_minutes(samples: list[Sample]) -> None:
     fold = Fold(NOW_S, {}, Names((), 9), Names((), 9), Keep(10**6, 10**7, 10**8))
     fold.add(batch_of(samples))

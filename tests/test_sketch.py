@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aicache_tasks.sketch import MAX_BUCKET, PER_OCTAVE, Distribution, value_of
@@ -71,11 +71,13 @@ def test_percentiles_of_any_shape_are_within_one_percent(draw: Callable[[random.
 
 
 @given(st.lists(VALUES, min_size=1, max_size=60), st.sampled_from(PERCENTS))
+@settings(deadline=None, database=None)
 def test_percentiles_of_any_values_are_within_one_percent(values: list[int], percent: float) -> None:
     assert spread_of(values).percentile(percent) == pytest.approx(exact(sorted(values), percent), rel=0.01, abs=0)
 
 
 @given(st.lists(st.lists(VALUES, max_size=12), max_size=12), st.randoms(use_true_random=False))
+@settings(deadline=None, database=None)
 def test_pieces_added_in_any_order_equal_the_whole(pieces: list[list[int]], rng: random.Random) -> None:
     whole = spread_of([value for piece in pieces for value in piece])
     rng.shuffle(pieces)
@@ -88,6 +90,7 @@ def test_pieces_added_in_any_order_equal_the_whole(pieces: list[list[int]], rng:
 
 
 @given(st.integers(0, 2**53))
+@settings(deadline=None, database=None)
 def test_one_value_is_its_own_percentile(value: int) -> None:
     spread = spread_of([value])
     assert spread.percentile(50) == spread.percentile(100) == value
@@ -95,6 +98,7 @@ def test_one_value_is_its_own_percentile(value: int) -> None:
 
 
 @given(st.integers(1, 2**64))
+@settings(deadline=None, database=None)
 def test_each_value_is_within_one_percent_of_its_buckets_value(value: int) -> None:
     (bucket,) = spread_of([value]).buckets
     assert 0 <= bucket <= MAX_BUCKET
@@ -110,6 +114,7 @@ def test_the_borders_of_buckets_are_within_one_percent_too() -> None:
 
 
 @given(st.lists(st.integers(1, 2**53), min_size=1, max_size=40), st.sampled_from(PERCENTS))
+@settings(deadline=None, database=None)
 def test_fewer_buckets_are_as_exact_as_they_say(values: list[int], percent: float) -> None:
     found = spread_of(values, per_octave=8).percentile(percent)
     assert found == pytest.approx(exact(sorted(values), percent), rel=0.044, abs=0)

@@ -26,6 +26,7 @@ from aicache_tasks.summary import _WORDS, AGES_PER_OCTAVE, MAX_NAMES, MAX_RECORD
 from aicache_tasks.testing import EmbeddedServer
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "summary-record.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 HEAD = b"aR\x01"
 MOST = 2**63 - 1
 
@@ -78,7 +79,7 @@ def a_record() -> SummaryRecord:
 
 class TestAdding:
     @given(st.lists(records, min_size=1, max_size=5), st.randoms(use_true_random=False))
-    @settings(max_examples=40)
+    @settings(max_examples=40, deadline=None, database=None)
     def test_records_merged_in_any_order_are_equal(self, parts: list[SummaryRecord], rng: random.Random) -> None:
         first, second = SummaryRecord("a", "hour", 0), SummaryRecord("a", "hour", 0)
         for part in parts:
@@ -127,7 +128,7 @@ class TestAdding:
 
 class TestBytes:
     @given(records)
-    @settings(max_examples=60)
+    @settings(max_examples=60, deadline=None, database=None)
     def test_a_record_is_read_back_as_it_was(self, record: SummaryRecord) -> None:
         assert read_back(record) == record
 
@@ -189,6 +190,7 @@ class TestHostileBytes:
         return SummaryRecord.unpack(data, "shout", "minute", 60)
 
     @given(st.binary(max_size=80))
+    @settings(deadline=None, database=None)
     def test_bytes_of_any_kind_are_no_record(self, data: bytes) -> None:
         with pytest.raises(CorruptPayload):
             self.unpack(data)
@@ -196,6 +198,7 @@ class TestHostileBytes:
             self.unpack(HEAD + data)
 
     @given(st.binary(max_size=200))
+    @settings(deadline=None, database=None)
     def test_compressed_bytes_of_any_kind_are_no_record(self, data: bytes) -> None:
         with pytest.raises(CorruptPayload):
             self.unpack(repacked(data))
@@ -211,7 +214,7 @@ class TestHostileBytes:
             self.unpack(data + b"\0")
 
     @given(st.data())
-    @settings(max_examples=300)
+    @settings(max_examples=300, deadline=None, database=None)
     def test_a_changed_byte_inside_gives_a_record_or_says_so(self, data: st.DataObject) -> None:
         raw = bytearray(msgspec.msgpack.encode(parts_of(a_record())))
         for _ in range(data.draw(st.integers(1, 4))):
@@ -221,7 +224,7 @@ class TestHostileBytes:
         except CorruptPayload:
             return
         record.merge(a_record())
-        jsonschema.validate(record.as_json(), SCHEMA)
+        VALIDATOR.validate(record.as_json())
         assert read_back(record)
 
     @pytest.mark.parametrize(
@@ -283,7 +286,7 @@ class TestJson:
             assert set(part["required"]) <= set(part["properties"])
 
     @given(records)
-    @settings(max_examples=60)
+    @settings(max_examples=60, deadline=None, database=None)
     def test_json_of_any_record_is_valid_and_is_json(self, record: SummaryRecord) -> None:
         for sketches in (True, False):
             told = record.as_json(sketches=sketches)
@@ -314,9 +317,6 @@ class TestJson:
             assert 2 ** (int(bucket) / 35) <= value < 2 ** ((int(bucket) + 1) / 35)
         for value, bucket in zip([5, 500, 50_000], told["age_at_hit"]["sketch"], strict=True):
             assert 2 ** (int(bucket) / 8) <= value < 2 ** ((int(bucket) + 1) / 8)
-
-
-VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def described(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
