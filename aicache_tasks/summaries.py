@@ -212,6 +212,7 @@ class Summaries:
             seen=[(p, n, now_s + (ENDED_FOR_S if p in fold.ended else SEEN_FOR_S)) for p, n in fold.seen.items()],
             aside=piece.aside + damaged,
             values=values,
+            last=piece.taken[-1],
         )
         if not self.ask(self.inbox.commit, commit):
             done.conflicts += 1

@@ -323,6 +323,14 @@ class TestShip:
             assert bench.ship() > 1
             assert bench.head().waiting_bytes == len(BATCH)
 
+    def test_is_refused_if_other_entries_lie_where_those_that_go_did(self, bench: Bench) -> None:
+        bench.ship()
+        head = bench.head()
+        bench.client.lset(KEYS.inbox, 0, b"newer")
+        assert not bench.commit(commit_of(head, values=[(MINUTES, "60", b"v")]))
+        assert bench.client.lrange(KEYS.inbox, 0, -1) == [b"newer"]
+        assert not bench.client.exists(MINUTES)
+
     def test_leaves_keys_that_last(self, bench: Bench) -> None:
         bench.ship()
         bench.commit(commit_of(bench.head(), seen=[(PROCESS, 1, 9)], values=[(MINUTES, "60", b"v")]))
@@ -332,7 +340,8 @@ class TestShip:
 def commit_of(head: Head, **changes: Any) -> Commit:
     """Return a commit that takes the entries of *head* and changes nothing else."""
     size_bytes = sum(map(len, head.entries))
-    return Commit(head.turn, len(head.entries), size_bytes, None, [], [], [])._replace(**changes)
+    commit = Commit(head.turn, len(head.entries), size_bytes, None, [], [], [])._replace(**changes)
+    return commit._replace(last=head.entries[commit.entries - 1] if 0 < commit.entries <= len(head.entries) else b"")
 
 
 class TestHead:

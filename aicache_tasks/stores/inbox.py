@@ -13,6 +13,7 @@ over 5 ms if a commit has at most 800 values of about 1 KB and what is read at o
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -66,6 +67,8 @@ class Commit(NamedTuple):
     """Entries that could not be read."""
     values: Sequence[tuple[str, str, bytes]]
     """Key of a hash, field, value."""
+    last: bytes = b""
+    """The last of the entries that go."""
 
 
 class Inbox:
@@ -115,9 +118,9 @@ class Inbox:
     def commit(self, commit: Commit, budget: Budget) -> bool:
         """Apply all of *commit*, or nothing; return whether it was applied.
 
-        It is refused if the turn has changed since, or the inbox holds fewer entries than are to go. A server at its
-        memory limit takes it: it makes room. A fault that is raised leaves open whether it was applied; to commit again
-        is then refused.
+        It is refused if the turn has changed since, or other entries lie where those that are to go did. A server at
+        its memory limit takes it: it makes room. A fault that is raised leaves open whether it was applied; to commit
+        again is then refused.
 
         Raises:
             StoreError: also where one of the keys is of another type; its detail ends with what the key is for.
@@ -159,7 +162,14 @@ def _committed(keys: SampleKeys, commit: Commit) -> tuple[list[str], list[str | 
         records.setdefault(key, []).extend((field, value))
     since = b"" if commit.since_ms is None else b"%d" % commit.since_ms
     numbers = (commit.entries, commit.entry_bytes, MAX_ASIDE, len(commit.aside), len(commit.seen))
-    given: list[str | bytes] = [commit.turn, os.urandom(TURN_BYTES), since, *(b"%d" % number for number in numbers)]
+    last = hashlib.sha1(commit.last, usedforsecurity=False).hexdigest().encode()
+    given: list[str | bytes] = [
+        commit.turn,
+        os.urandom(TURN_BYTES),
+        since,
+        *(b"%d" % number for number in numbers),
+        last,
+    ]
     given += commit.aside
     given += [word for process, number, _ in commit.seen for word in (process, b"%d" % number)]
     given += [word for process, _, ends_s in commit.seen for word in (b"%d" % ends_s, process)]

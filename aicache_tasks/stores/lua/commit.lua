@@ -9,7 +9,8 @@
 -- ARGV[4]   how many entries go          ARGV[5] their length in bytes
 -- ARGV[6]   how many entries are kept aside
 -- ARGV[7]   how many entries to set aside follow; ARGV[8] how many processes follow
--- ARGV[9..] entry to set aside, ...; process, number, ...; its end (epoch s), process, ...;
+-- ARGV[9]   SHA-1 in hex of the last entry that goes; empty if none does
+-- ARGV[10..] entry to set aside, ...; process, number, ...; its end (epoch s), process, ...;
 --           for each of KEYS[6..]: how many words follow, field, value, ...
 -- returns   1 applied, 0 refused; or the role of a key that is of another type, and nothing was written
 --
@@ -42,6 +43,10 @@ local waiting = redis.call('LLEN', inbox) - gone
 if (redis.call('HGET', state, 'turn') or '') ~= ARGV[1] or waiting < 0 then
   return 0
 end
+-- The turn may be right and the entries others: a replica took over that had not heard of the newest ones.
+if gone > 0 and redis.sha1hex(redis.call('LINDEX', inbox, gone - 1)) ~= ARGV[9] then
+  return 0
+end
 local held = tonumber(redis.call('HGET', state, 'bytes') or 0) or 0
 
 redis.call('LTRIM', inbox, 0, -1)
@@ -49,7 +54,7 @@ redis.call('HDEL', state, '')
 redis.call('ZADD', ends, 'XX', 0, '')
 redis.call('HSET', state, 'turn', ARGV[2])
 
-local at = put('RPUSH', aside, 9, tonumber(ARGV[7]))
+local at = put('RPUSH', aside, 10, tonumber(ARGV[7]))
 redis.call('LTRIM', aside, -ARGV[6], -1)
 
 at = put('HSET', seen, at, 2 * ARGV[8])
