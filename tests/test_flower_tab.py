@@ -307,6 +307,27 @@ class TestInvalidation:
         assert data(flowers.may)["may_invalidate"]
 
 
+class TestMetrics:
+    def test_flowers_own_page_has_the_records_figures_too(self, flowers: SimpleNamespace, reader: Reader) -> None:
+        text = flowers.guarded.get("/metrics", headers={}).text
+        assert "# TYPE flower_events_total counter" in text
+        shown = dict(
+            re.findall(
+                r'^aicache_lookups_total\{operation="summarize",reason="",status="(\w+)"\} (\S+)$', text, re.MULTILINE
+            )
+        )
+        assert float(shown["hit"]) == reader.live().totals["summarize"].of("get", "hit")
+        assert flowers.guarded.get("/metrics").text.count("# TYPE aicache_lookups_total") == 1
+
+    def test_a_server_that_is_away_leaves_flowers_own(self, flowers: SimpleNamespace) -> None:
+        text = flowers.lost.get("/metrics").text
+        assert "# TYPE flower_events_total counter" in text
+        assert "\naicache_up 0.0\n" in text
+
+    def test_another_flower_has_its_own_only(self, flowers: SimpleNamespace) -> None:
+        assert "aicache_" not in flowers.other.get("/metrics").text
+
+
 class TestAServerThatSwallowsAll:
     def test_the_page_is_there_and_its_data_says_in_time_what_to_do(self, flowers: SimpleNamespace) -> None:
         assert flowers.lost.get("/aicache").status == 200

@@ -24,6 +24,7 @@ extras = PROJECT["project"]["optional-dependencies"]
 groups = PROJECT["dependency-groups"]
 SHIPPED = [*PROJECT["project"]["dependencies"], *extras["demo"], *extras["extractive"], *groups["build"]]
 DIRECT = {
+    "browser": [*SHIPPED, *groups["browser"]],
     "demo": SHIPPED,
     "lowest": [*SHIPPED, *groups["test"]],
     "test": [*SHIPPED, *groups["test"], *groups["lint"]],

@@ -91,9 +91,9 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
         "names": [_named(name) for name in list(now.live.totals)[:MOST_OPERATIONS] if name],
         "total": figures_json(total_of(chosen.values())),
         "all_time": figures_json(total_of(_chosen(now.live.totals, asked).values())),
-        "operations": [_figures(record) for record in listed[:MOST_OPERATIONS]],
+        "operations": [_figures(records[name]) for name in _shown(listed)],
         "operations_in_all": len(listed),
-        "ever": [_worth(now.live.totals[record.operation]) for record in listed[:MOST_OPERATIONS] if record.operation],
+        "ever": [_worth(now.live.totals[name]) for name in _shown(listed) if name and name in now.live.totals],
         "top": {by: _ranked(records.values(), by) for by in TOPS},
         "windows": _windows(reader, asked, now.live.at_s),
         **_now_json(now, reader.settings),
@@ -147,6 +147,10 @@ def _figures(record: SummaryRecord) -> dict[str, Any]:
 def _worth(record: SummaryRecord) -> dict[str, Any]:
     """Return what an operation's answers were good for, which people are told before they invalidate them."""
     return {name: value for name, value in _figures(record).items() if name in _WORTH}
+
+
+def _shown(listed: Sequence[SummaryRecord]) -> list[str]:
+    return [record.operation for record in listed[:MOST_OPERATIONS]]
 
 
 def _ranked(records: Iterable[SummaryRecord], by: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ Puts the tab into Flower 2.2.
 In: Flower's modules.   Out: their list of handlers and their template loader, with the tab in both.
 
 Flower has no plug-ins. What is used of its insides: `flower.urls.handlers` and `settings`, which the command reads
-after the configuration file ran, `BaseHandler`, and the text of ``navbar.html``.
+after the configuration file ran, its handlers, and the text of ``navbar.html``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tornado.template import Loader, Template
 from tornado.web import url
 
 from aicache_tasks.reports.flower.feed import Feed
+from aicache_tasks.reports.flower.metrics import MetricsView
 from aicache_tasks.reports.flower.view import ApiView, AssetView, CsvView, DataView, InvalidateView, PageView
 
 HERE: Final = Path(__file__).resolve().parent
@@ -38,6 +39,7 @@ def add_tab(*, allow_invalidation: bool) -> None:
     if any(getattr(handler, "name", None) == "aicache" for handler in handlers):
         return
     tab = {"feed": Feed(), "allow_invalidation": allow_invalidation}
+    handlers.insert(0, url(r"/metrics", MetricsView))  # before Flower's own
     # Flower's last handler answers 404 to everything.
     handlers[-1:-1] = [
         url(r"/aicache", PageView, tab, name="aicache"),

@@ -9,7 +9,7 @@ import { clock, number, percent, seconds } from "./format.js";
 const EVERY_MS = 5000, PATIENCE_MS = 12000;
 const root = byId("aic");
 const view = { span: root.dataset.defaultSpan, operation: "", order: { at: 1, down: true } };
-let shown = null, received = 0, paused = false, timer = 0, request = null, lastState = "";
+let shown = null, received = 0, paused = false, timer = 0, request = null, lastState = "", chosen = "";
 const charts = new Charts(byId("aic-plots"));
 const dialog = new Dialog(root.dataset.invalidate, (label) => { announce(`${label} is invalidated: its next calls compute again.`, true); load(); });
 
@@ -23,6 +23,7 @@ function query() {
 
 async function load(why = "") {
   clearTimeout(timer);
+  chosen = why || chosen; // said when its figures are there, whichever request brings them
   request?.abort();
   const mine = (request = new AbortController());
   root.setAttribute("aria-busy", "true");
@@ -34,7 +35,8 @@ async function load(why = "") {
     if (mine !== request) return;
     shown = document_;
     received = Date.now();
-    show(why);
+    show(chosen);
+    chosen = "";
   } catch (error) {
     if (mine !== request) return;
     unanswered(error);
@@ -45,7 +47,7 @@ async function load(why = "") {
 
 function schedule() {
   clearTimeout(timer);
-  if (!paused && !document.hidden) timer = setTimeout(load, EVERY_MS);
+  if (!paused && !document.hidden) timer = setTimeout(() => load(), EVERY_MS);
 }
 
 // Showing.

@@ -4,7 +4,7 @@ export const NOTHING = "-";
 const BYTES = ["B", "KB", "MB", "GB", "TB", "PB"];
 const LONG = [["d", 86400], ["h", 3600], ["min", 60]];
 const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 15 });
 
 // Python's round() takes the even one of two that are equally near; so does this.
 function rounded(value, digits = 0) {
@@ -49,16 +49,16 @@ export function size(count) {
 
 export function number(count) {
   if (count === null || count === undefined) return NOTHING;
-  if (Math.abs(count) >= 1e12) return count.toPrecision(3);
+  if (Math.abs(count) >= 1e12) return Number(count.toPrecision(3)).toExponential();
   if (Math.abs(count) >= 1e7) return `${three(count / 1e6)} M`;
-  return Number.isInteger(count) ? whole.format(count) : three(count);
+  return Number.isInteger(count) || count >= 1000 ? grouped.format(count) : three(count);
 }
 
 export function percent(share) {
   if (share === null || share === undefined) return NOTHING;
-  if (share > 0 && share < 0.0005) return "<0.1 %";
-  if (share > 0.9995 && share < 1) return ">99.9 %";
-  return `${three(100 * share)} %`;
+  if (share > 0 && share < 0.001) return "<0.1 %";
+  const shown = three(100 * share);
+  return shown === "100" && share < 1 ? ">99.9 %" : `${shown} %`;
 }
 
 export function money(amount) {

@@ -1,0 +1,491 @@
+"""The tab as people see and use it: in Chromium, with real workers behind it, and when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aicache_tasks.reports import wording
+from aicache_tasks.runtime import runtime_of
+from tests.browser.conftest import DESKTOP, PHONE, Lab, Opens, ago
+from tests.faults import eventually
+from tests.reported import HOSTILE, calls, count_up, send
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+OPERATIONS = {"summarize", "sentiment", "key_points", "questions", "qa"}
+HOUR = 3600
+MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+THEMES = ("light", "dark")
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
+SOON_S = 20
+
+
+def figures(page: Page) -> None:
+    """Wait until there are figures."""
+    page.locator("#aic-figures").wait_for()
+
+
+def says(page: Page, selector: str, pattern: str) -> None:
+    """Wait until an element says something; the page asks more often meanwhile, as if one came back to it."""
+    wanted = page.locator(selector).filter(has_text=re.compile(pattern)).first
+    deadline = time.monotonic() + SOON_S
+    while not wanted.is_visible():
+        assert time.monotonic() < deadline, (
+            f"{selector} never said {pattern}: {page.locator(selector).all_inner_texts()}"
+        )
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        page.wait_for_timeout(250)
+
+
+def shown_by(page: Page, do: Any) -> Any:
+    """Return the document that the page asks for when *do* is done."""
+    with page.expect_response(lambda reply: "/aicache/data" in reply.url and reply.ok) as answered:
+        do()
+    document = answered.value.json()
+    page.wait_for_timeout(100)
+    return document
+
+
+def axe(page: Page) -> list[str]:
+    """Return what axe-core finds wrong with a page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['html'][:200]}" for rule in found for node in rule["nodes"]]
+
+
+class TestWithRealWorkers:
+    def test_every_panel_shows_what_the_workers_did(self, office: SimpleNamespace, opened: Opens) -> None:
+        page = opened(office.flower)
+        figures(page)
+        page.click("text=Pause")
+        document = shown_by(page, lambda: page.click("label:has-text('1 hour')"))
+        total = document["total"]
+        cards = page.locator("#aic-cards article").all_inner_texts()
+        assert wording.percent(total["hit_rate"]) in cards[0]
+        assert wording.number(total["hits"] + total["misses"]) in cards[1]
+        assert wording.duration(total["saved"]["seconds"] * 1e9) in cards[2]
+        rows = page.locator("#aic-operations tbody tr")
+        assert {row.split("\n")[0].split("\t")[0] for row in rows.all_inner_texts()} >= OPERATIONS
+        steps = [text for text in page.locator("#aic-steps tbody tr").all_inner_texts() if "compress" not in text]
+        assert [row.split()[0] for row in steps] == ["key", "look-up", "decode", "compute", "store"]
+        get = total["steps"]["get"]
+        assert all(wording.duration(get[f"{rank}_ns"]) in steps[1] for rank in ("p50", "p95", "p99"))
+        workers = page.locator("#aic-workers tbody tr").all_inner_texts()
+        assert any(row.startswith("one@office") for row in workers)
+        assert any(row.startswith("two@office") for row in workers)
+        assert "volatile-lfu" in page.inner_text("#aic-store")
+        assert page.inner_text("#aic-store").count("closed") == 2
+        assert "nothing waits" in page.inner_text("#aic-store") or "timings wait" in page.inner_text("#aic-store")
+        assert page.locator("#aic-top li").count() >= 10
+
+    def test_every_plot_is_drawn_and_has_its_table(self, office: SimpleNamespace, opened: Opens) -> None:
+        page = opened(office.flower, "?span=1h")
+        figures(page)
+        assert page.locator("#aic-plots figure").count() == 5
+        for plot in page.locator("#aic-plots figure").all():
+            title = plot.locator("h3").inner_text()
+            assert plot.locator("svg[role=img] path:not(.aic-grid)").count() >= 1, title
+            assert plot.locator("svg[role=img]").get_attribute("aria-label").startswith(f"{title}: 6")
+            plot.locator("summary").click()
+            plot.locator("details tbody tr").nth(59).wait_for(state="attached")
+            assert plot.locator("details tbody tr").count() <= 62, title
+            assert plot.locator("svg[role=img] .aic-tick-x").count() >= 2
+
+    def test_new_calls_appear_by_themselves(self, office: SimpleNamespace, opened: Opens) -> None:
+        page = opened(office.flower, "?span=all")
+        figures(page)
+        before = int(page.locator("#aic-cards article").nth(1).locator(".metric-value").inner_text())
+        office.app.send_task("workers.summarize", ("A text of its own about ferries and bridges. " * 5,)).get(
+            timeout=30
+        )
+        page.wait_for_function(
+            "n => Number(document.querySelectorAll('#aic-cards .metric-value')[1].textContent) > n", arg=before
+        )
+
+    def test_flowers_other_pages_lead_here(self, office: SimpleNamespace, opened: Opens) -> None:
+        page = opened(office.flower)
+        page.click("nav >> text=Tasks")
+        page.click("nav >> text=AI cache")
+        figures(page)
+        assert page.locator("nav [aria-current=page]").inner_text() == "AI cache"
+
+    def test_a_download_holds_what_is_shown(self, office: SimpleNamespace, opened: Opens, tmp_path: Path) -> None:
+        page = opened(office.flower, "?span=30d&operation=qa")
+        figures(page)
+        with page.expect_download() as one:
+            page.click("#aic-json")
+        one.value.save_as(tmp_path / "shown.json")
+        document = json.loads((tmp_path / "shown.json").read_text())
+        assert (one.value.suggested_filename, document["operation"]) == ("aicache-30d.json", "qa")
+        with page.expect_download() as one:
+            page.click("#aic-workers >> text=CSV")
+        one.value.save_as(tmp_path / "workers.csv")
+        assert "one@office" in (tmp_path / "workers.csv").read_text()
+
+
+class TestChoosing:
+    @pytest.fixture
+    def page(self, lab: Lab, opened: Opens) -> Page:
+        count_up(lab.app, calls(400, [ago(5), ago(20 * HOUR), ago(20 * 24 * HOUR)], ["summarize", "qa"]))
+        page = opened(lab.flower)
+        figures(page)
+        return page
+
+    def test_a_span_changes_all_figures_and_is_in_the_address(self, page: Page) -> None:
+        seen = {}
+        for name, label in (("1h", "1 hour"), ("24h", "24 hours"), ("30d", "30 days"), ("all", "All time")):
+            page.click(f"label:has-text('{label}')")
+            page.wait_for_url(f"**span={name}*")
+            says(page, "#aic-announce", f"{label}: hit rate")
+            seen[name] = page.locator("#aic-cards .metric-value").nth(1).inner_text()
+        assert int(seen["1h"]) < int(seen["24h"]) < int(seen["30d"]) == int(seen["all"]) == 400
+        page.reload()
+        figures(page)
+        assert page.is_checked("#aic-span-all")
+
+    def test_one_operation_can_be_looked_at_alone(self, page: Page, lab: Lab) -> None:
+        page.click("#aic-operations >> text=qa")
+        page.wait_for_url("**operation=qa*")
+        alone = wording.number(lab.reader.live().totals["qa"].lookups)
+        page.click("label:has-text('All time')")
+        says(page, "#aic-cards article:nth-child(2) .metric-value", f"^{alone}$")
+        assert page.locator("#aic-operations tbody tr").count() == 2
+        assert page.input_value("#aic-operation") == "qa"
+        page.select_option("#aic-operation", "")
+        says(page, "#aic-cards article:nth-child(2) .metric-value", "^400$")
+
+    def test_operations_can_be_ordered(self, page: Page) -> None:
+        names = page.locator("#aic-operations tbody th")
+        for order in ("descending", "ascending"):
+            page.click("#aic-operations thead >> text=Operation")
+            assert page.locator("#aic-operations [aria-sort]").get_attribute("aria-sort") == order
+            assert [text.split("\n")[0] for text in names.all_inner_texts()] == sorted(
+                ["qa", "summarize"], reverse=order == "descending"
+            )
+
+    def test_a_pointer_reads_the_windows(self, page: Page) -> None:
+        area = page.locator("#aic-plots figure").nth(1).locator(".aic-plot-area")
+        box = area.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 60)
+        figure = page.locator("#aic-plots figure").nth(1)
+        assert re.search(r"\d+:00–\d+:00 UTC", figure.locator("figcaption").inner_text())
+        assert re.search(r"hit \d+", figure.locator(".aic-legend").inner_text())
+
+    def test_it_can_be_paused(self, page: Page, lab: Lab) -> None:
+        page.click("text=Pause")
+        says(page, "#aic-status", "Paused")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.wait_for_timeout(6_000)
+        assert asked == []
+        page.click("text=Resume")
+        says(page, "#aic-status", "Live")
+
+
+class TestByKeyboard:
+    def test_everything_can_be_reached_and_done(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(100, [ago(5)], ["summarize", "qa"]))
+        page = opened(lab.flower)
+        figures(page)
+        page.click("text=Pause")
+        page.focus("#aic-span-24h")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_url("**span=1h*")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "aic-operation"
+        page.keyboard.press("q")
+        page.wait_for_url("**operation=qa*")
+        reached = set()
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            reached.add(
+                page.evaluate(
+                    "document.activeElement.closest('figure, section')?.querySelector('h2, h3')?.textContent ?? ''"
+                )
+            )
+        assert reached >= {
+            "Operations",
+            "Hit rate",
+            "Look-ups by status",
+            "p95 by step",
+            "Computing time",
+            "Bytes",
+            "Steps",
+            "Workers",
+        }
+
+    def test_arrow_keys_read_a_plot_aloud(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(100, [ago(5)], ["summarize", "qa"]))
+        page = opened(lab.flower, "?span=24h")
+        figures(page)
+        plot = page.locator("#aic-plots figure").nth(1)
+        plot.locator(".aic-plot-area").focus()
+        page.keyboard.press("End")
+        said = plot.locator("[aria-live]")
+        last = said.inner_text()
+        assert re.match(r"\d+ \w{3} \d+:00–\d+:00 UTC: hit \d+, miss \d+", last)
+        page.keyboard.press("ArrowLeft")
+        assert said.inner_text() != last
+        page.keyboard.press("Escape")
+        assert "the last 24 hours" in plot.locator("figcaption").inner_text()
+
+    def test_what_has_the_focus_keeps_it_over_a_refresh(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(100, [ago(5)], ["summarize", "qa"]))
+        page = opened(lab.flower)
+        figures(page)
+        page.focus("#aic-operations button.aic-focus")
+        key = page.evaluate("document.activeElement.dataset.key")
+        for _ in range(2):
+            shown_by(page, lambda: page.evaluate("document.dispatchEvent(new Event('visibilitychange'))"))
+        assert page.evaluate("document.activeElement.dataset.key") == key
+
+
+class TestWhenSomethingIsWrong:
+    def test_nothing_recorded(self, lab: Lab, opened: Opens) -> None:
+        page = opened(lab.flower)
+        says(page, "#aic-advice h2", "Nothing is recorded yet")
+        assert page.locator("#aic-advice li").count() >= 2
+        assert not page.is_visible("#aic-figures")
+        assert not page.is_visible("#aic-toolbar")
+        count_up(lab.app, calls(20, [ago(1)], ["summarize"]))
+        says(page, "#aic-operations tbody", "summarize")
+        assert not page.is_visible("#aic-advice")
+
+    def test_nothing_rolled_up(self, lab: Lab, opened: Opens) -> None:
+        send(lab.app, calls(20, [ago(1)], ["summarize"]))
+        page = opened(lab.flower, "?span=all")
+        says(page, "#aic-advice h2", "Nothing is rolled up yet")
+        assert page.locator("#aic-operations tbody tr").count() == 1
+
+    def test_no_roll_up_for_long(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(20, [ago(1)], ["summarize"]))
+        send(lab.app, calls(20, [ago(1)], ["summarize"], seed=2))
+        with lab.server.client() as client:
+            client.hset(lab.reader.summaries.keys.state, "since_ms", int(ago(HOUR) * 1000))
+        page = opened(lab.flower)
+        says(page, "#aic-advice h2", "old: timings wait for a roll-up")
+        assert "aicache rollup" in page.inner_text("#aic-advice")
+        assert "the oldest for 1 h" in page.inner_text("#aic-store")
+
+    def test_the_server_goes_away_and_comes_back(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(20, [ago(1)], ["summarize"]))
+        page = opened(lab.flower, "?span=all")
+        says(page, "#aic-cards .metric-value", "^20$")
+        lab.server.kill()
+        try:
+            says(page, "#aic-advice h2", "cannot be read")
+            says(page, "#aic-status", r"As of \d\d:\d\d UTC")
+            assert re.search(r"The figures below are from \d\d:\d\d UTC", page.inner_text("#aic-advice"))
+            assert page.locator("#aic-advice li").count() >= 2
+            assert page.locator("#aic-cards .metric-value").nth(1).inner_text() == "20"
+            assert axe(page) == []
+        finally:
+            lab.server.start()
+        says(page, "#aic-advice h2", "Nothing is recorded yet")
+
+    def test_a_server_that_is_away_from_the_beginning(self, lab: Lab, opened: Opens) -> None:
+        lab.server.kill()
+        try:
+            page = opened(lab.flower, "?span=30d&operation=never")
+            says(page, "#aic-advice h2", "cannot be read")
+            assert not page.is_visible("#aic-figures")
+            says(page, "#aic-status", "No figures")
+        finally:
+            lab.server.start()
+
+    def test_flower_does_not_answer(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(20, [ago(1)], ["summarize"]))
+        page = opened(lab.flower, quiet=False)
+        figures(page)
+        page.route("**/aicache/data*", lambda route: route.abort())
+        says(page, "#aic-status", r"Flower does not answer; figures from \d\d:\d\d UTC")
+        assert page.is_visible("#aic-figures")
+        page.unroute("**/aicache/data*")
+        says(page, "#aic-status", "Live")
+
+    def test_an_alert_is_shown(self, lab: Lab, opened: Opens) -> None:
+        from aicache_tasks import alerts
+        from tests.reported import make_app, reader_of
+
+        strict = make_app(lab.server.url, aicache_namespace="lab", aicache_slow_operation_ms=0.01)
+        count_up(strict, calls(100, [ago(1)], ["summarize"]))
+        list(alerts.changes(reader_of(strict).summaries))
+        page = opened(lab.flower)
+        says(page, "#aic-notes", r"warning slow operation of summarize: [\d.]+ ms, threshold 0.01 ms, since \d{4}-")
+
+
+class TestInvalidation:
+    @pytest.fixture
+    def page(self, lab: Lab, opened: Opens) -> Page:
+        count_up(lab.app, calls(200, [ago(5), ago(3 * 24 * HOUR)], ["summarize", "qa"]))
+        for operation in ("summarize", "qa"):
+            runtime_of(lab.app).cache.cache_response("a text", operation, {}, {"answer": operation})
+        page = opened(lab.flower)
+        figures(page)
+        return page
+
+    def answer(self, lab: Lab, operation: str) -> Any:
+        return runtime_of(lab.app).cache.get_cached_response("a text", operation, {})
+
+    def test_it_asks_first_and_names_the_operation_and_what_it_saved(self, page: Page, lab: Lab) -> None:
+        page.click("[aria-label='Invalidate qa'] >> visible=true")
+        dialog = page.locator("dialog[open]")
+        ever = lab.reader.live().totals["qa"]
+        text = dialog.inner_text()
+        assert text.startswith("Invalidate qa?")
+        assert wording.duration(ever.saved.compute_ns) in text
+        assert f"served {wording.number(ever.hits)} calls" in text
+        assert f"{wording.number(ever.saved.tokens.total())} tokens" in text
+        assert page.evaluate("document.activeElement.id") == "aic-dialog-cancel"
+        assert axe(page) == []
+        page.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        page.click("[aria-label='Invalidate qa'] >> visible=true")
+        page.click("dialog >> text=Cancel")
+        assert not dialog.is_visible()
+        assert self.answer(lab, "qa") == {"answer": "qa"}
+
+    def test_confirmed_it_does_it_and_says_so(self, page: Page, lab: Lab) -> None:
+        page.focus("[aria-label='Invalidate qa'].aic-broad")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Invalidate qa"
+        page.keyboard.press("Enter")
+        says(page, "#aic-announce", "qa is invalidated")
+        assert not page.is_visible("dialog")
+        assert self.answer(lab, "qa") is None
+        assert self.answer(lab, "summarize") == {"answer": "summarize"}
+
+    def test_a_failure_stays_in_the_dialog(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(20, [ago(5)], ["qa"]))
+        page = opened(lab.flower, quiet=False)
+        figures(page)
+        page.click("[aria-label='Invalidate qa'] >> visible=true")
+        lab.server.kill()
+        try:
+            page.click("dialog >> text=Invalidate qa >> nth=-1")
+            says(page, "#aic-dialog-error", r"not done: .*You can try again")
+            assert page.is_enabled("#aic-dialog-confirm")
+        finally:
+            lab.server.start()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("size", SIZES)
+def test_both_themes_and_widths_are_sound(office: SimpleNamespace, opened: Opens, size: str, theme: str) -> None:
+    page = opened(office.flower, "?span=1h&operation=qa", size=SIZES[size], theme=theme)
+    figures(page)
+    assert page.evaluate("document.documentElement.dataset.bsTheme") == theme
+    page.locator("#aic-plots summary").first.click()
+    assert axe(page) == []
+    width = SIZES[size][0]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    parts = "[...document.querySelectorAll('#aic .aic-panel, #aic article, #aic .aic-toolbar > *')]"
+    assert page.evaluate(f"{parts}.filter(e => e.getBoundingClientRect().right > innerWidth + 1).length") == 0
+    if size == "phone":
+        scrolled = page.locator("#aic-operations .aic-scroll").evaluate("e => e.scrollWidth - e.clientWidth")
+        assert scrolled <= 0, "figures of operations are read without scrolling sideways"
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_states_without_figures_are_sound_too(lab: Lab, opened: Opens, theme: str) -> None:
+    page = opened(lab.flower, size=PHONE, theme=theme)
+    says(page, "#aic-advice h2", "Nothing is recorded yet")
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+
+
+def test_flowers_own_switch_changes_the_theme_at_once(office: SimpleNamespace, opened: Opens) -> None:
+    page = opened(office.flower)
+    figures(page)
+    color = "getComputedStyle(document.querySelector('#aic-operations')).backgroundColor"
+    before = page.evaluate(color)
+    page.click("#theme-toggle")
+    page.click("[data-bs-theme-value=dark]")
+    assert page.evaluate(color) != before
+
+
+def test_names_are_text_wherever_they_are_shown(lab: Lab, opened: Opens) -> None:
+    names = [MARKUP, HOSTILE, "=1+1", "'\"><b>"]
+    count_up(lab.app, calls(200, [ago(5)], names), origin=MARKUP)
+    page = opened(lab.flower, size=PHONE)
+    figures(page)
+    page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    assert page.locator("#aic img, #aic b:has-text('>'), #aic-figures script").count() == 0
+    shown = page.locator("#aic-operations tbody th bdi").all_inner_texts()
+    assert set(shown) == {wording.label(name) for name in names}
+    assert wording.label(MARKUP) in page.locator("#aic-workers tbody th").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+    page.select_option("#aic-operation", MARKUP)
+    page.wait_for_url("**operation=%3Cimg*")
+    page.locator("[aria-label^='Invalidate <img'] >> visible=true").click()
+    assert page.locator("dialog h2").inner_text() == f"Invalidate {wording.label(MARKUP)}?"
+    page.click("#aic-dialog-confirm")
+    says(page, "#aic-announce", "is invalidated")
+
+
+NS = [
+    0,
+    1,
+    500,
+    950,
+    999.4,
+    42_000,
+    999_600,
+    1_234_567,
+    2.5e9,
+    59.4e9,
+    59.6e9,
+    75e9,
+    3600e9,
+    9000e9,
+    5e14,
+    86_400e9 * 1200,
+]
+COUNTS = [0, 1, 12, 999, 1000, 1234, 99_999, 9_999_999, 12_345_678, 5_000_000_000, 2.5, 0.25, 1234.5, 3e12, None]
+SHARES = [0, 0.0001, 0.0005, 0.5, 0.8764, 0.9994, 0.9999, 1, None]
+SIZES_BYTES = [0, 1, 999, 999.4, 1000, 1234, 2.5e9, 10**15, None]
+MONEY = [0, 0.00213, 0.5, 0.994, 0.999, 12.5, 1234.567, None]
+
+
+def test_numbers_read_as_in_the_terminal(office: SimpleNamespace, opened: Opens) -> None:
+    page = opened(office.flower)
+    wanted = {"duration": [*NS, None], "number": COUNTS, "percent": SHARES, "size": SIZES_BYTES, "money": MONEY}
+    for name, values in wanted.items():
+        module = "/aicache/static/format.js"
+        shown = page.evaluate(
+            "async ([m, n, v]) => { const f = await import(m); return v.map(f[n]); }", [module, name, values]
+        )
+        assert shown == [getattr(wording, name)(value) for value in values], name
+
+
+def test_a_hidden_page_asks_for_nothing(office: SimpleNamespace, opened: Opens) -> None:
+    page = opened(office.flower)
+    figures(page)
+    page.evaluate("Object.defineProperty(document, 'hidden', { value: true })")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(6_000)
+    assert asked == []
+
+
+def test_figures_are_there_within_a_second(office: SimpleNamespace, opened: Opens) -> None:
+    page = opened(office.flower)
+    figures(page)
+    began = time.monotonic()
+    page.reload()
+    figures(page)
+    assert time.monotonic() - began < 3
+    eventually(lambda: page.locator("#aic-status").inner_text().startswith("Live"))
