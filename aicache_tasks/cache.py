@@ -142,7 +142,11 @@ class AIResponseCache:
         """Count a call that went past the cache: it was asked to, or *error* says why it cannot be keyed."""
         if error is not None:
             self.parts.errors.bypassed(operation, error)
-        self.samples.noted(operation, "get", "bypass", "")
+        self.passed_over(operation, "bypass")
+
+    def passed_over(self, operation: str, status: str) -> None:
+        """Count a call that is not looked up."""
+        self.samples.noted(operation, "get", status, "")
         self.samples.acknowledge(self.parts.budget())
 
     def rules(self, operation: str, policy: CachePolicy) -> Rules:

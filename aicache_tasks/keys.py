@@ -210,6 +210,10 @@ class CacheKeyGenerator:
         """Return the key of a tag's token in *bucket*; *tag_id* is from `tag_id` or from a frame."""
         return f"{self._tags[bucket]}t:tag:{tag_id.hex()}"
 
+    def mode_key(self, bucket: int) -> str:
+        """Return the key of the switch in *bucket*: see `aicache_tasks.mode`."""
+        return self._tags[bucket] + "t:mode"
+
     def code_key(self, operation: str, version: str | int | None) -> str:
         """Return the key under which the body's fingerprint of an operation's version lies."""
         said = hashlib.sha256(repr(version).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -57,13 +57,16 @@ class Lookup:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+        self._parts, self._mode = parts, parts.mode
 
     def find(self, call: Call, *, quiet: bool = False) -> Hit | Miss:
-        """Return the answer of *call* or MISS. Never raises for the store. A *quiet* look is not timed."""
+        """Return the answer of *call* or MISS. Never raises for the store.
+
+        A *quiet* look is an operator's: it is not timed, and finds what is there while the cache is switched off.
+        """
         started = perf_counter_ns()
         try:
-            hit = self._from_memory(call) or self._from_store(call)
+            hit = self._from_memory(call) or self._from_store(call, quiet)
             shapes = _FROM_MEMORY if call.source == "memory" else _FROM_REDIS_KEPT if call.kept else _FROM_REDIS
             extra = shapes[call.key.shape]
             if call.source == "memory" and self._parts.outbox is not None:
@@ -99,16 +102,20 @@ class Lookup:
         call.source = "memory"
         return hit
 
-    def _from_store(self, call: Call, *, last: bool = False) -> Hit | Miss:
+    def _from_store(self, call: Call, quiet: bool, *, last: bool = False) -> Hit | Miss:
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
         call.asked_s = self._parts.mono_s()
-        data, *tokens = self._read((call.key.redis_key, *token_keys), call.budget)
+        keys, is_due = (call.key.redis_key, *token_keys), call.asked_s >= self._mode.due_s
+        found = self._read_if_on(call, keys, quiet) if is_due else self._read(keys, call.budget)
+        if found is None:
+            return self._switched_off(call)
+        data, *tokens = found
         try:
             return self._judge(call, data, tokens)
         except CorruptPayload:
             if not last:  # damage on the way must not remove a good entry
                 self._parts.store.close()
-                return self._from_store(call, last=True)
+                return self._from_store(call, quiet, last=True)
             reason = "corrupt"
         except _Rejected as rejected:
             reason = str(rejected)
@@ -120,6 +127,21 @@ class Lookup:
     def _read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
         outbox = self._parts.outbox
         return self._parts.store.read(keys, budget) if outbox is None else outbox.read(keys, budget)
+
+    def _read_if_on(self, call: Call, keys: Sequence[str], quiet: bool) -> list[bytes | None] | None:
+        """Read the switch along with *keys*; return None if the cache is off, and not even ask for them if it was."""
+        mode = self._mode
+        if not quiet and mode.is_still_off(call.budget):
+            return None
+        *found, value = self._read((*keys, mode.key(call.key.bucket)), call.budget)
+        mode.note(value, call.asked_s)
+        return None if mode.is_off and not quiet else found
+
+    def _switched_off(self, call: Call) -> Miss:
+        call.status = "disabled"
+        if self._parts.local is not None:
+            self._parts.local.clear()  # it would answer without a look at the switch
+        return MISS
 
     def _judge(self, call: Call, data: bytes | None, tokens: Sequence[bytes | None]) -> Hit:
         """Return the entry in *data* if it may answer.

@@ -19,6 +19,7 @@ from aicache_tasks.codec import Codec, encode_meta
 from aicache_tasks.errors import KeyEncodingError, NotStorable
 from aicache_tasks.keys import CacheKey, CacheKeyGenerator, key_sample
 from aicache_tasks.local import LocalCache
+from aicache_tasks.mode import Mode
 from aicache_tasks.monitor import CachePerformanceMonitor
 from aicache_tasks.outbox import Outbox
 from aicache_tasks.records import Sample
@@ -166,6 +167,7 @@ class Parts(NamedTuple):
     samples: Samples
     outbox: Outbox | None
     errors: InternalErrors
+    mode: Mode
     now_ms: Callable[[], int] = wall_ms
     mono_s: Callable[[], float] = time.monotonic
 
@@ -206,16 +208,17 @@ def make_parts(
     ships = settings.samples != "off" and guard.ships
     outbox = Outbox(guard, settings, origin) if ships and origin is not None else None
     samples = Samples(monitor, outbox, now_ms)
+    keys = CacheKeyGenerator(
+        settings.text_hash_threshold,
+        settings.hash,
+        samples,
+        namespace=settings.namespace,
+        secret=settings.secret,
+        text_size_tiers=settings.text_tiers,
+    )
     return Parts(
         settings=settings,
-        keys=CacheKeyGenerator(
-            settings.text_hash_threshold,
-            settings.hash,
-            samples,
-            namespace=settings.namespace,
-            secret=settings.secret,
-            text_size_tiers=settings.text_tiers,
-        ),
+        keys=keys,
         codec=Codec(
             compression=settings.compression,
             level=settings.compression_level,
@@ -228,6 +231,7 @@ def make_parts(
         samples=samples,
         outbox=outbox,
         errors=InternalErrors(strict=settings.strict),
+        mode=Mode(keys, guard, mono_s),
         now_ms=now_ms,
         mono_s=mono_s,
     )

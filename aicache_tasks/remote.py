@@ -13,11 +13,14 @@ from typing import Any, Final
 
 from celery.worker.control import Panel
 
-from aicache_tasks.errors import SettingsError
+from aicache_tasks.errors import SettingsError, StoreError
+from aicache_tasks.mode import EVERY_S
 from aicache_tasks.outbox import flush_all
 from aicache_tasks.runtime import cached_tasks, runtime_of
+from aicache_tasks.stores.base import Budget
 
 FLUSH_S: Final = 0.5
+SWITCH_S: Final = 0.5
 Answer = dict[str, Any]
 
 
@@ -49,6 +52,22 @@ def cache_flush_timings(state: Any, **_: Any) -> Answer:
     return _answer(lambda: _flush(state.app))
 
 
+def cache_mode(state: Any, mode: str = "", **_: Any) -> Answer:
+    """Switch the cache of all workers and producers on or off."""
+    return _answer(lambda: _switch(state.app, mode))
+
+
+def _switch(app: Any, mode: str) -> Answer:
+    if mode not in ("on", "off"):
+        return {"error": "cache_mode takes on or off"}
+    parts = runtime_of(app).cache.parts
+    try:
+        parts.mode.switch(off=mode == "off", budget=Budget(SWITCH_S))
+    except StoreError as error:
+        return {"error": f"the cache's server did not take all of it, try again: {error.detail}"}
+    return {"ok": f"{mode} requested: each process does it at its next call, {EVERY_S:g} s from now at the latest"}
+
+
 def _flush(app: Any) -> Answer:
     parts = runtime_of(app).cache.parts
     outbox = parts.outbox
@@ -73,4 +92,5 @@ _COMMANDS: Final = (
     (cache_stats, "inspect", "[operation]", [("operation", str)]),
     (cache_policy, "inspect", None, None),
     (cache_flush_timings, "control", None, None),
+    (cache_mode, "control", "on|off", [("mode", str)]),
 )

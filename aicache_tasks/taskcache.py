@@ -26,6 +26,7 @@ from aicache_tasks.canonical import is_plain
 from aicache_tasks.directed import HEADER
 from aicache_tasks.errors import DirectiveError, KeyEncodingError, NotCached
 from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.mode import Mode
 from aicache_tasks.parts import steers
 from aicache_tasks.policy import AUTO_VERSION, NO_DIRECTIVES, CachePolicy, Directives, directives_from
 from aicache_tasks.records import MISS, CacheEntry, CallInfo
@@ -65,6 +66,7 @@ class _Plan:
     fixed: Asked
     rules: Rules
     cache: AIResponseCache
+    mode: Mode
 
 
 class TaskCache:
@@ -151,7 +153,7 @@ class TaskCache:
     def _explained(self, plan: _Plan, call: Call, keyed: tuple[str, ...]) -> Explanation:
         hit = plan.cache.find(call, quiet=True)
         return Explanation(
-            status=call.status,
+            status="disabled" if plan.mode.is_off else call.status,
             reason=call.reason if hit is MISS else "",
             key=call.key.redis_key,
             operation=plan.operation,
@@ -195,6 +197,9 @@ class TaskCache:
         if self._is_off(request):
             return self._past("disabled", body, args, kwargs, directives, request)
         plan = self.plan
+        if plan.mode.is_off and plan.mode.is_still_off(plan.cache.parts.budget()):
+            plan.cache.passed_over(plan.operation, "disabled")
+            return self._past("disabled", body, args, kwargs, directives, request)
         call = self._begin(plan, args, kwargs, directives)
         if call is None:
             return self._past("bypass", body, args, kwargs, directives, request)
@@ -204,6 +209,8 @@ class TaskCache:
             plan.cache.samples.acknowledge(call.budget)
         if hit is not MISS:
             return hit.value
+        if call.status == "disabled":
+            return self._past("disabled", body, args, kwargs, directives, request)
         self._refuse_to_compute(directives)
         return self._compute(plan, call, body, args, kwargs, request)
 
@@ -298,7 +305,8 @@ class TaskCache:
         fixed: Asked = (None if callable(policy.tenant) else policy.tenant, None, ())
         defaults = option_defaults(signature, text_arg=policy.text_arg, question_arg=policy.question_arg)
         self._runtime.policies.refined(operation, replace(policy, version=version), defaults)
-        return _Plan(policy, operation, version, binder, mapper, fixed, cache.rules(operation, policy), cache)
+        rules, mode = cache.rules(operation, policy), cache.parts.mode
+        return _Plan(policy, operation, version, binder, mapper, fixed, rules, cache, mode)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
         """Return the call that a worker would get."""

@@ -20,6 +20,8 @@ from aicache_tasks.alerts import AlertState, current
 from aicache_tasks.canonical import encode_parts
 from aicache_tasks.errors import AICacheError, SettingsError, StoreError
 from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.mode import OFF
 from aicache_tasks.parts import Parts, steers
 from aicache_tasks.policy import CachePolicy, takes_arguments
 from aicache_tasks.reports.queries import Live, Reader, total_of
@@ -27,6 +29,7 @@ from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.wording import duration, iso, label, percent
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.settings import Settings
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.summary import SummaryRecord
 
 SCHEMA: Final = 1
@@ -48,6 +51,8 @@ class Seen(NamedTuple):
 
     live: Live | None
     alerts: list[AlertState]
+    is_off: bool
+    """Whether ``cache_mode`` switched the cache off."""
     fault: str
     """Why it could not be read; the figures are then from before."""
     read_s: float = 0.0
@@ -65,7 +70,7 @@ class Snapshot:
 
     def __init__(
         self,
-        read: Callable[[], tuple[Live, list[AlertState]]],
+        read: Callable[[], tuple[Live, list[AlertState], bool]],
         caught: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,16 +107,17 @@ class Snapshot:
 
     def _work(self) -> None:
         began_s, before = self._clock(), self._seen
-        live, alerts, fault = (before.live, before.alerts, "") if before is not None else (None, [], "")
+        live, alerts, is_off = before[:3] if before is not None else (None, [], False)
+        fault = ""
         try:
-            live, alerts = self._read()
+            live, alerts, is_off = self._read()
         except AICacheError as error:
             fault = _fault(error)
         except Exception as error:  # noqa: BLE001 - a bug of ours must not show what it read in a worker's log
             fault = "internal error"
             self._caught(error)
         finally:
-            self._seen = Seen(live, alerts, fault, self._clock(), self._clock() - began_s)
+            self._seen = Seen(live, alerts, is_off, fault, self._clock(), self._clock() - began_s)
             self._end()
 
     def _end(self) -> None:
@@ -129,9 +135,10 @@ def snapshot_of(app: Any) -> Snapshot:
 
 
 def _snapshot(app_of: Callable[[], Any]) -> Snapshot:
-    def read() -> tuple[Live, list[AlertState]]:
-        reader = Reader(runtime_of(app_of()).cache.parts)
-        return reader.live(), current(reader.summaries)
+    def read() -> tuple[Live, list[AlertState], bool]:
+        parts = runtime_of(app_of()).cache.parts
+        reader = Reader(parts)
+        return reader.live(), current(reader.summaries), parts.mode.read(Budget(ADMIN_BUDGET_S)) == OFF
 
     def caught(error: Exception) -> None:
         runtime_of(app_of()).cache.parts.errors.caught(error, "inspect")
@@ -165,6 +172,7 @@ def cache_stats(app: Any, worker: str, operation: str | None = None) -> dict[str
         "at": iso(live.at_s),
         "age_s": round(max(time.time() - live.at_s, 0.0), 1),
         "exact": live.is_exact,
+        "mode": _mode(parts, seen),
         "store": _store_state(parts, seen),
         "waiting": {"batches": live.backlog.entries, "age_s": round(live.backlog.age_s, 1)},
         "alerts": [alert._asdict() | {"operation": _name(alert.operation)} for alert in seen.alerts],
@@ -198,6 +206,10 @@ def _store_state(parts: Parts, seen: Seen) -> str:
     return ", ".join(f"{name} {state}" for name, state in states.items() if state != "closed") or "ok"
 
 
+def _mode(parts: Parts, seen: Seen) -> str:
+    return "off" if seen.is_off or parts.settings.disabled else "on"
+
+
 def line(app: Any) -> dict[str, Any]:
     """Return the few figures of `cache_stats` that fit one line of ``inspect stats`` and of Flower's page."""
     parts = runtime_of(app).cache.parts
@@ -214,7 +226,7 @@ def line(app: Any) -> dict[str, Any]:
         "hit rate": percent(total.hit_rate),
         "get p95": duration(None if p95_ms is None else p95_ms * 1e6),
         "waiting": seen.live.backlog.entries,
-        "store": _store_state(parts, seen),
+        "store": _store_state(parts, seen) + (", switched off" if _mode(parts, seen) == "off" else ""),
     }
 
 

@@ -15,6 +15,7 @@ from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy, install
 from aicache_tasks.errors import StoreUnavailable
+from aicache_tasks.mode import EVERY_S
 from aicache_tasks.reports.inspect import LIMIT_S, Snapshot, snapshot_of
 from aicache_tasks.reports.queries import Reader, total_of
 from aicache_tasks.reports.rows import figures_json
@@ -162,6 +163,29 @@ def line_of(site: Site) -> dict[str, Any]:
     return line
 
 
+def test_the_cache_of_all_workers_is_switched_off_and_on(site: Site) -> None:
+    def looked_up(status: str) -> int:
+        return reader(site).live().totals["open"].of("get", status)
+
+    site.call("opened", "switch")
+    try:
+        told = site.ask("cache_mode", mode="off")
+        assert [answer["ok"].partition(":")[0] for answer in told.values()] == ["off requested"] * len(site.workers)
+        time.sleep(EVERY_S)
+        hits = looked_up("hit")
+        assert [site.call("opened", "switch") for _ in range(6)] == ["switch"] * 6
+        wait_until(lambda: looked_up("disabled") == 6, TIMEOUT_S, "the timings")
+        assert looked_up("hit") == hits
+        wait_until(lambda: all(a["mode"] == "off" for a in site.ask("cache_stats").values()), TIMEOUT_S)
+        assert "switched off" in line_of(site)["store"]
+    finally:
+        site.ask("cache_mode", mode="on")
+    time.sleep(EVERY_S)
+    assert [site.call("opened", "switch") for _ in range(6)] == ["switch"] * 6
+    wait_until(lambda: looked_up("hit") == hits + 6, TIMEOUT_S, "the timings")
+    assert {answer["error"] for answer in site.ask("cache_mode", mode="of").values()} == {"cache_mode takes on or off"}
+
+
 def test_a_frozen_server_delays_no_answer(servers: Servers) -> None:
     config = servers.config(BROKER_DB + 2)
     with EmbeddedServer() as cache:
@@ -171,9 +195,9 @@ def test_a_frozen_server_delays_no_answer(servers: Servers) -> None:
         try:
             worker.ready()
             cache.pause()
-            for command in ("cache_stats", "stats", "cache_policy"):
+            for command in ("cache_stats", "stats", "cache_policy", "cache_mode", "cache_flush_timings"):
                 began_s = time.monotonic()
-                replies = app.control.broadcast(command, reply=True, timeout=TIMEOUT_S, limit=1)
+                replies = app.control.broadcast(command, {"mode": "off"}, reply=True, timeout=TIMEOUT_S, limit=1)
                 assert replies, command
                 assert time.monotonic() - began_s < CELERY_S, command
             assert "has not answered yet" in repr(app.control.broadcast("cache_stats", reply=True, limit=1))
@@ -199,7 +223,7 @@ class Reads:
         self.count += 1
         if self.error is not None:
             raise self.error
-        return f"live {self.count}", []
+        return f"live {self.count}", [], False
 
 
 @pytest.fixture
@@ -238,7 +262,7 @@ def test_a_read_that_hangs_keeps_nobody_waiting_for_long_and_is_not_begun_twice(
     def read() -> Any:
         begun.append(1)
         gate.wait(TIMEOUT_S)
-        return "live", []
+        return "live", [], False
 
     snapshot = Snapshot(read, lambda error: None)
     began_s = time.monotonic()
