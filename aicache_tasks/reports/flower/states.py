@@ -13,7 +13,7 @@ OK: Final = "ok"
 
 
 class Advice(NamedTuple):
-    """What one state means; each of ``todo`` may hold a command between backquotes."""
+    """What one state means; commands and settings are between backquotes."""
 
     title: str
     text: str
@@ -23,7 +23,7 @@ class Advice(NamedTuple):
 ADVICE: Final[Mapping[str, Advice]] = {
     "empty": Advice(
         "Nothing is recorded yet",
-        "No task with cache= has run since the records began.",
+        "No task with `cache=` has run since the records began.",
         (
             "Call a task that has `cache=`; its figures appear here within seconds.",
             "Tasks did run? Then the workers must have the same `aicache_url` and `aicache_namespace` as this Flower.",
@@ -67,7 +67,7 @@ ADVICE: Final[Mapping[str, Advice]] = {
     ),
     "absent": Advice(
         "This application has no cache",
-        "Flower was started for an application that has not called install.",
+        "Flower was started for an application that has not called `install`.",
         (
             "Call `aicache_tasks.install(app)` in the module that `-A` names, and restart Flower.",
             "Is it the right one? `celery -A app flower` names the application before `flower`.",

@@ -88,7 +88,7 @@ function advise(advice, state) {
   if (!advice) return;
   section.className = `aic-notice ${{ empty: "aic-info", waiting: "aic-info", stale: "aic-warning" }[state] || "aic-problem"}`;
   byId("aic-advice-title").textContent = advice.title;
-  byId("aic-advice-text").textContent = advice.text + (shown.total && fault(state) ? ` The figures below are from ${clock(shown.at_s)} UTC.` : "");
+  byId("aic-advice-text").replaceChildren(...prose(advice.text + (shown.total && fault(state) ? ` The figures below are from ${clock(shown.at_s)} UTC.` : "")));
   byId("aic-advice-todo").replaceChildren(...advice.todo.map((line) => h("li", null, prose(line))));
 }
 

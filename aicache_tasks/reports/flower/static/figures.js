@@ -21,7 +21,7 @@ export function cards(element, shown) {
     lines.filter(Boolean).map((line) => h("p", { class: "aic-card-line" }, line)));
   replace(element,
     card("Hit rate", percent(total.hit_rate), [`${number(total.hits)} hits, ${number(total.misses)} misses`, since(percent(ever.hit_rate))], "metric-card-success"),
-    card("Look-ups", number(lookups(total)), [`${number(errors(total))} without the server`, since(number(lookups(ever)))], "metric-card-active"),
+    card("Look-ups", number(lookups(total)), [`${number(errors(total))} unanswered`, since(number(lookups(ever)))], "metric-card-active"),
     card("Time saved", seconds(total.saved.seconds), [`${seconds(total.spent.seconds)} spent`, since(seconds(ever.saved.seconds))], "metric-card-success"),
     tokens(ever.saved) || tokens(ever.spent)
       ? card("Tokens saved", number(tokens(total.saved)), [`${number(tokens(total.spent))} spent`, since(number(tokens(ever.saved)))], "metric-card-success") : null,
