@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from aicache_tasks import AIResponseCache
 from aicache_tasks.errors import MissingExtraError
+from aicache_tasks.reports.flower import CONFIG_FILE
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.settings import Settings, mask_url
 from aicache_tasks.testing import EmbeddedServer
@@ -154,7 +155,8 @@ def start_celery(supervisor: Supervisor, environ: Mapping[str, str], port: int) 
     """Start worker, Flower and beat, which end in the opposite order; return Flower."""
     worker = ("worker", "--pool=prefork", "--concurrency=2", "--events", "--include=workers.demo_probe")
     supervisor.start("worker", [*CELERY, *worker, "--hostname=demo@%h"], environ=environ)
-    flower = supervisor.start("flower", [*CELERY, "flower", "--address=127.0.0.1", f"--port={port}"], environ=environ)
+    options = ("--address=127.0.0.1", f"--port={port}", f"--conf={CONFIG_FILE}")
+    flower = supervisor.start("flower", [*CELERY, "flower", *options], environ=environ)
     schedule = supervisor.folder / "beat-schedule"
     supervisor.start("beat", [*CELERY, "beat", "--pidfile=", f"--schedule={schedule}"], environ=environ)
     return flower
@@ -191,7 +193,7 @@ def where_to_look(at: Addresses, took_s: float) -> str:
     python = os.path.relpath(sys.executable)
     return f"""
 Everything is up (after {took_s:.0f} s, the runs included):
-  Flower     {at.flower}
+  Flower     {at.flower}/aicache
   cache      {cache}
   broker     {at.broker}
   a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={cache}

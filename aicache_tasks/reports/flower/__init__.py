@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Final
 
 from aicache_tasks.checks import switch
 
 SUPPORTED: Final = "2.2."
 """Start of the versions of Flower that the tab was tried with."""
+CONFIG_FILE: Final = Path(__file__).resolve().with_name("flowerconfig.py")
+"""A configuration file for Flower that only installs the tab."""
 INVALIDATE_VARIABLE: Final = "AICACHE_FLOWER_INVALIDATE"
 
 log = logging.getLogger("aicache_tasks")

@@ -7,7 +7,8 @@ In: nothing.   Out: a path, for ``celery -A app flower --conf=…``.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+
+from aicache_tasks.reports.flower import CONFIG_FILE
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{Path(__file__).resolve().with_name('flowerconfig.py')}\n")
+    sys.stdout.write(f"{CONFIG_FILE}\n")
