@@ -185,7 +185,7 @@ class TestInvalidate:
         shop.shout(SECRET)
         runtime_of(shop.app).cache.parts.outbox.flush()
         found = read(shop.app, "invalidate", "--pattern", "*", "--yes")
-        assert found["invalidated"] == ["shout", "whisper", "loud"]
+        assert {"shout", "whisper", "loud"} <= set(found["invalidated"])
         assert found["had_saved"]["hits"] == 1
         assert found["had_saved"]["tokens"] == {"tokens": 40}
         assert read(shop.app, "invalidate", "shout", *ARGS, "--yes")["was_stored"] is False

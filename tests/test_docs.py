@@ -59,7 +59,7 @@ def _commands() -> str:
 
 def _command(command: click.Command | None) -> str:
     assert command is not None
-    options = [option for option in command.params if isinstance(option, click.Option)]
+    options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
     head = [f"### {command.name}", "", inspect.cleandoc(command.help or ""), ""]
     return "\n".join([*head, "| option | default | what it does |", "|---|---|---|", *map(_option, options)]) + "\n"
 

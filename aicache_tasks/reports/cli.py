@@ -13,7 +13,7 @@ import click
 from celery.bin.base import handle_preload_options
 
 COMMANDS: Final = (
-    *("stats", "summaries", "top", "rollup", "export", "peek", "explain", "invalidate", "purge", "metrics"),
+    *("stats", "summaries", "top", "rollup", "export", "peek", "explain", "invalidate", "purge", "doctor", "metrics"),
 )
 """Each is in a module of its name in `aicache_tasks.reports.commands`."""
 

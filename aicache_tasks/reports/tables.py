@@ -22,7 +22,7 @@ MIN_LABEL: Final = 8
 """How narrow a column of names may become."""
 PIPE_COLUMNS: Final = 10_000
 """What is taken for the width of what is no terminal."""
-STYLES: Final = {"title": "bold", "note": "dim", "warning": "yellow", "total": "bold"}
+STYLES: Final = {"title": "bold", "note": "dim", "warning": "yellow", "failure": "bold red", "total": "bold"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,40 @@
+"""
+What is wrong with a set-up, and what to do about it.
+
+In: an application, the cache's server, the workers.   Out: findings. Changes nothing.
+
+``case`` asks, each thing once; ``server``, ``records``, ``application``, ``workers`` and ``stability`` judge. A check
+is a function of a `Case` that yields findings; one that has nothing to ask yields none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from aicache_tasks.errors import StoreError
+from aicache_tasks.reports.doctor import application, records, server, stability, workers
+from aicache_tasks.reports.doctor.case import Case, Finding
+
+__all__ = ["CHECKS", "Case", "Check", "Finding", "examine"]
+
+Check = Callable[[Case], Iterator[Finding]]
+CHECKS: Final[tuple[Check, ...]] = (
+    *(server.reachable, server.version, server.eviction, server.persistence, server.timeouts, server.clock),
+    server.access,
+    *(records.beat, records.inbox),
+    *(application.switches, application.models, application.pickle, application.results, application.redbeat),
+    application.redelivery,
+    *(workers.answers, workers.versions, workers.policies),
+    stability.keys,
+)
+
+
+def examine(case: Case, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+    """Yield what *checks* find."""
+    for check in checks:
+        try:
+            yield from check(case)
+        except StoreError as error:  # what it asked for is refused, or the server went away meanwhile
+            fix = "Give its user the rights that docs/operations.md lists, and look again."
+            yield Finding(check.__name__, "warn", f"cannot be told: {error.detail}", fix)

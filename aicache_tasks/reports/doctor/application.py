@@ -1,0 +1,137 @@
+"""
+Is the application set up so that answers are right, and nothing personal shows?
+
+In: its configuration and its tasks' policies.   Out: findings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Final
+
+from aicache_tasks.reports.doctor.case import Case, Finding
+from aicache_tasks.reports.wording import duration, label
+
+MODEL_WORDS: Final = ("model", "engine", "llm", "prompt_version", "system_prompt", "temperature", "deployment")
+"""Parameters whose names hold one of these decide about the answer."""
+PICKLES: Final = frozenset({"pickle", "application/x-python-serialize"})
+MOST_NAMES: Final = 5
+VISIBILITY_S: Final = 3600.0
+"""Kombu's default for Redis: how long until a message that nobody acknowledged is delivered again."""
+LOOP_S: Final = 300.0
+"""redbeat's default for beat_max_loop_interval."""
+LOCK_LOOPS: Final = 5
+LONGEST_LOCK_S: Final = 300.0
+
+
+def switches(case: Case) -> Iterator[Finding]:
+    """Is it on?"""
+    off = [name for name, is_off in _switches(case) if is_off]
+    if off:
+        fix = "Unset it where this is not meant."
+        yield Finding("switches", "warn", f"switched off here: {', '.join(off)}", fix)
+    elif not case.tasks:
+        fix = "Give a task base=CachedTask and cache=CachePolicy(…)."
+        yield Finding("switches", "warn", "no task has cache=", fix)
+    else:
+        yield Finding("switches", "ok", f"{len(case.tasks)} tasks are cached and timed")
+
+
+def _switches(case: Case) -> Iterator[tuple[str, bool]]:
+    yield "the cache (aicache_disabled)", case.settings.disabled
+    yield "timings (aicache_samples)", case.settings.samples == "off"
+
+
+def models(case: Case) -> Iterator[Finding]:
+    """Does the key of each task say which model answers?"""
+    ignored = [
+        f"{task.name} ({name})" for task in case.tasks for name in task.cache_policy.ignore if _names_model(name)
+    ]
+    silent = [task.name for task in case.tasks if not _says_model(task)]
+    if ignored:
+        fix = "Take it out of ignore=: with another value the answer is another."
+        yield Finding("models", "fail", f"the key leaves the model out: {_listed(ignored)}", fix)
+    if silent:
+        fix = "Name the model in vary=, or give version= and change it with the model."
+        yield Finding("models", "warn", f"nothing in the key says which model answers: {_listed(silent)}", fix)
+    if not ignored and not silent:
+        yield Finding("models", "ok", "each task's key has its model or a version")
+
+
+def _says_model(task: Any) -> bool:
+    policy = task.cache_policy
+    if policy.vary is not None or policy.version is not None:
+        return True
+    keyed = set(inspect.signature(task.run).parameters) - set(policy.ignore)
+    return any(map(_names_model, keyed))
+
+
+def _names_model(name: str) -> bool:
+    return any(word in name.lower() for word in MODEL_WORDS)
+
+
+def pickle(case: Case) -> Iterator[Finding]:
+    """Can a message run code?"""
+    conf = case.app.conf
+    taken = {*(conf.accept_content or ()), *(conf.result_accept_content or ())}
+    sent = {conf.task_serializer, conf.result_serializer, *(task.serializer for task in case.tasks)}
+    if PICKLES & (taken | sent):
+        where = "accept_content" if PICKLES & taken else "a serializer"
+        fix = "Use json; who can write to the broker runs code in every worker otherwise."
+        yield Finding("pickle", "fail", f"{where} has pickle", fix)
+    else:
+        yield Finding("pickle", "ok", "no pickle in messages and results")
+
+
+def results(case: Case) -> Iterator[Finding]:
+    """Do results leak arguments?"""
+    hiding = [task.name for task in case.tasks if task.cache_policy.redact]
+    if case.app.conf.result_extended and hiding:
+        fix = "Set result_extended=False."
+        yield Finding(
+            "results", "warn", f"result_extended stores the arguments of {_listed(hiding)} with each result", fix
+        )
+    else:
+        yield Finding("results", "ok", "results are stored without arguments")
+
+
+def redbeat(case: Case) -> Iterator[Finding]:
+    """Does another beat take over in time?"""
+    conf = case.app.conf
+    if "redbeat" not in str(conf.beat_scheduler).lower() and conf.get("redbeat_redis_url") is None:
+        return
+    loop_s = float(conf.beat_max_loop_interval or LOOP_S)
+    lock_s = float(conf.get("redbeat_lock_timeout") or LOCK_LOOPS * loop_s)
+    said = f"redbeat's lock lasts {duration(lock_s * 1e9)}, a loop {duration(loop_s * 1e9)}"
+    fix = "Set redbeat_lock_timeout=30 and beat_max_loop_interval=5."
+    if lock_s <= loop_s:
+        yield Finding("redbeat", "fail", f"{said}: the leader loses it while it sleeps", fix)
+    elif lock_s > LONGEST_LOCK_S:
+        yield Finding("redbeat", "warn", f"{said}: so long nothing is scheduled after a beat was killed", fix)
+    else:
+        yield Finding("redbeat", "ok", said)
+
+
+def redelivery(case: Case) -> Iterator[Finding]:
+    """Is a call delivered again while its body still runs?"""
+    if not case.broker_url.startswith(("redis", "sentinel")):
+        return
+    visible_s = float((case.app.conf.broker_transport_options or {}).get("visibility_timeout", VISIBILITY_S))
+    late = [(task, _limit_s(case.app, task)) for task in case.tasks if task.acks_late]
+    long = [task.name for task, limit_s in late if limit_s > visible_s]
+    if long:
+        fix = "Give broker_transport_options a visibility_timeout that is longer than the time limit."
+        said = f"{_listed(long)} may run longer than {duration(visible_s * 1e9)}, and is then delivered and paid again"
+        yield Finding("redelivery", "warn", said, fix)
+    elif late:
+        yield Finding("redelivery", "ok", f"a message comes again after {duration(visible_s * 1e9)}")
+
+
+def _limit_s(app: Any, task: Any) -> float:
+    return float(task.time_limit or app.conf.task_time_limit or 0)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(label(name) for name in names[:MOST_NAMES]) + more

@@ -1,0 +1,67 @@
+"""
+Are timings counted?
+
+In: the inbox, when a roll-up was asked for.   Out: findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from aicache_tasks.beat import ENTRY, since_asked_s
+from aicache_tasks.reports.doctor.case import Case, Finding
+from aicache_tasks.reports.wording import duration, plural, size
+
+LATE_PERIODS: Final = 3
+LEAST_LATE_S: Final = 180.0
+NEARLY: Final = 0.5
+FULL: Final = 0.9
+RUN_BEAT: Final = "Run `celery -A … beat`, once, and a worker that takes the roll-up's queue."
+
+
+def beat(case: Case) -> Iterator[Finding]:
+    """Does beat ask for roll-ups?"""
+    if case.server is None or case.settings.samples == "off":
+        return
+    asked_s = since_asked_s(case.reader.summaries)
+    if asked_s is None:
+        yield Finding(
+            "beat", "fail" if case.live.backlog.entries else "warn", "nobody has asked for a roll-up", RUN_BEAT
+        )
+        return
+    ago = f"a roll-up was asked for {duration(asked_s * 1e9)} ago"
+    if not case.settings.rollup_period_s or ENTRY not in case.app.conf.beat_schedule:
+        yield Finding("beat", "ok", f"{ago}; the schedule is yours")
+    elif asked_s > late_s(case):
+        period = duration(case.settings.rollup_period_s * 1e9)
+        yield Finding("beat", "fail", f"{ago}, and should be every {period}", RUN_BEAT)
+    else:
+        yield Finding("beat", "ok", ago)
+
+
+def inbox(case: Case) -> Iterator[Finding]:
+    """Does what waits get counted in time?"""
+    if case.server is None:
+        return
+    waits, cap = case.live.backlog, case.settings.inbox_bytes
+    part = waits.bytes / cap
+    said = f"{plural(waits.entries, 'batch')} ({size(waits.bytes)}) waiting"
+    count = "`celery -A … aicache rollup` counts what waits, now."
+    if part > NEARLY:
+        level = "fail" if part > FULL else "warn"
+        yield Finding(
+            "inbox", "fail" if level == "fail" else "warn", f"{said}: {size(cap)} is all that may wait", count
+        )
+    elif waits.age_s > late_s(case):
+        yield Finding("inbox", "warn", f"{said} for {duration(waits.age_s * 1e9)}", f"{RUN_BEAT} {count}")
+    else:
+        yield Finding("inbox", "ok", said)
+    if case.live.waiting.undecodable:
+        fix = "Were they written by a newer version? The roll-up sets them aside."
+        yield Finding("inbox", "warn", f"{plural(case.live.waiting.undecodable, 'batch')} cannot be read", fix)
+
+
+def late_s(case: Case) -> float:
+    """Return after how long something is late."""
+    return max(LATE_PERIODS * case.settings.rollup_period_s, LEAST_LATE_S)

@@ -1,0 +1,101 @@
+"""
+Do workers and this process speak of the same keys?
+
+In: what each worker answers to ``inspect cache_policy``, and what this process would.   Out: findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from aicache_tasks.reports.doctor.case import Case, Finding
+from aicache_tasks.reports.wording import label
+
+KEYED: Final = ("operation", "version", "ignore", "vary")
+"""What of a policy decides about keys."""
+MOST: Final = 5
+Answer = Mapping[str, Any]
+
+
+def answers(case: Case) -> Iterator[Finding]:
+    """Does every worker answer?"""
+    replies = case.replies
+    if replies.fault:
+        fix = "Is the broker up, and broker_url right? Workers could not be compared."
+        yield Finding("workers", "warn", f"the broker does not answer: {label(replies.fault)}", fix)
+        return
+    if not replies.each:
+        fix = "Start one; what it makes of policies could not be compared."
+        yield Finding("workers", "warn", "no worker answered", fix)
+        return
+    mute = {name: str(answer.get("error")) for name, answer in replies.each.items() if "tasks" not in answer}
+    for name, error in sorted(mute.items())[:MOST]:
+        fix = "Has its application called install(app), and is its version this one?"
+        yield Finding("workers", "fail", f"{label(name)} says: {label(error, 200)}", fix)
+    if not mute:
+        yield Finding("workers", "ok", f"{len(replies.each)} answered")
+
+
+def versions(case: Case) -> Iterator[Finding]:
+    """Do all run the same code?"""
+    if not _each(case):
+        return
+    mine = case.mine["version"]
+    others = {name: answer.get("version") for name, answer in _each(case).items() if answer.get("version") != mine}
+    bodies = sorted({task for answer in _each(case).values() for task in _differing(case, answer, "body")})
+    fix = "Finish the deploy: restart what runs the older code."
+    if others:
+        named = ", ".join(f"{label(name)} {label(str(version), 20)}" for name, version in sorted(others.items())[:MOST])
+        yield Finding("versions", "warn", f"aicache-tasks is {mine} here, elsewhere not: {named}", fix)
+    if bodies:
+        yield Finding("versions", "warn", f"workers have other bodies of {_listed(bodies)} than this process", fix)
+    if not others and not bodies:
+        yield Finding("versions", "ok", f"aicache-tasks {mine} and the same bodies everywhere")
+
+
+def policies(case: Case) -> Iterator[Finding]:
+    """Would this process find what workers store?"""
+    found = list(_policies(case))
+    yield from found
+    if _each(case) and not found:
+        yield Finding("policies", "ok", "workers resolve policies and vary= as this process does")
+
+
+def _policies(case: Case) -> Iterator[Finding]:
+    for name, answer in sorted(_each(case).items()):
+        worker = label(name)
+        if answer.get("namespace") != case.mine["namespace"]:
+            theirs, mine = label(str(answer.get("namespace"))), case.mine["namespace"]
+            fix = "Give both the same aicache_namespace."
+            yield Finding("policies", "fail", f"{worker} has the namespace {theirs}, this process {mine}", fix)
+        if answer.get("disabled") != case.mine["disabled"]:
+            fix = "Unset AICACHE_DISABLED, or aicache_disabled, where it is not meant."
+            yield Finding("policies", "warn", f"the cache is switched off in one of {worker} and this process", fix)
+        varied = _differing(case, answer, "vary")
+        if varied:
+            fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
+            yield Finding(
+                "vary", "fail", f"{worker} resolves vary= of {_listed(varied)} otherwise than this process", fix
+            )
+        for field in KEYED[:-1]:
+            if differing := _differing(case, answer, field):
+                fix = "Finish the deploy: until then both keep answers of their own."
+                yield Finding("policies", "fail", f"{worker} has another {field} of {_listed(differing)}", fix)
+
+
+def _each(case: Case) -> dict[str, Answer]:
+    """Return the answers that have policies."""
+    return {name: answer for name, answer in case.replies.each.items() if isinstance(answer.get("tasks"), Mapping)}
+
+
+def _differing(case: Case, answer: Answer, field: str) -> list[str]:
+    """Return the tasks that both have, and of which *answer* has another *field* than this process."""
+    mine, theirs = case.mine["tasks"], answer["tasks"]
+    both = [name for name in sorted(mine) if isinstance(theirs.get(name), Mapping) and "error" not in mine[name]]
+    return [name for name in both if theirs[name].get(field) != mine[name].get(field)]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return ", ".join(map(label, names[:MOST])) + more

@@ -1,0 +1,529 @@
+"""The doctor finds each fault that a test plants, and none where there is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from celery import Celery
+
+from aicache_tasks import CachedTask, CachePolicy
+from aicache_tasks.beat import roll_up
+from aicache_tasks.reports import doctor
+from aicache_tasks.reports.doctor import CHECKS, Case, Check, Finding, application, records, server, stability, workers
+from aicache_tasks.reports.doctor.case import said_by, without_login
+from aicache_tasks.runtime import reset_runtime
+from aicache_tasks.testing import EmbeddedServer
+from tests import doctor_app, reported
+from tests.cluster.nodes import WorkerProcess
+from tests.faults import FaultProxy, free_port, send, slow
+from tests.reported import look_up, reader_of
+from tests.reported import send as send_samples
+from tests.test_cli import CELERY, ROOT, environ_of, path, run
+
+__all__ = ["path"]
+
+SOUND = {"maxmemory": "100mb", "maxmemory-policy": "volatile-lfu", "appendonly": "yes", "requirepass": "correct-horse"}
+MODULE = "tests.doctor_app"
+
+
+def make_app(url: str, **settings: Any) -> Celery:
+    """Return an application without what other tests' modules share with every application."""
+    app = reported.make_app(url, **settings)
+    app.finalize()
+    for name in [name for name, task in app.tasks.items() if getattr(task, "cache_policy", None) is not None]:
+        del app.tasks[name]
+    return app
+
+
+def found(app: Celery, *checks: Check, **given: Any) -> list[Finding]:
+    return list(doctor.examine(Case(app, reader_of(app), **given), checks))
+
+
+def one(app: Celery, check: Check, **given: Any) -> Finding:
+    (finding,) = found(app, check, **given)
+    return finding
+
+
+def configured(own: EmbeddedServer, **settings: str) -> Celery:
+    """Return an application whose server has *settings*."""
+    with own.client() as client:
+        for name, value in settings.items():
+            client.config_set(name.replace("_", "-"), value)
+    return make_app(own.url)
+
+
+def add(app: Celery, name: str = "shop.task", options: dict[str, Any] | None = None, **policy: Any) -> Any:
+    def body(text: str, model: str = "m") -> str:
+        return text
+
+    return app.task(base=CachedTask, name=name, cache=CachePolicy(**policy), shared=False, **(options or {}))(body)
+
+
+@pytest.fixture(autouse=True)
+def _waits_for_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aicache_tasks.reports.doctor.case.WORKERS_S", 0.05)
+
+
+class Clinic(NamedTuple):
+    """A sound set-up: two servers, a worker, a beat that asked."""
+
+    cache: EmbeddedServer
+    queue: EmbeddedServer
+    app: Celery
+
+    @property
+    def environ(self) -> dict[str, str]:
+        urls = {"CELERY_BROKER_URL": self.queue.url, "CELERY_RESULT_BACKEND": self.queue.url}
+        return urls | {"AICACHE_URL": self.cache.url}
+
+    def asked(self, monkeypatch: pytest.MonkeyPatch, *checks: Check) -> list[Finding]:
+        """Return what is found when the workers are asked, with the settings as they are now."""
+        monkeypatch.setattr("aicache_tasks.reports.doctor.case.WORKERS_S", 1.0)
+        reset_runtime(self.app)
+        try:
+            return found(self.app, *checks)
+        finally:
+            reset_runtime(self.app)
+
+    def worker(self, name: str, **planted: str) -> WorkerProcess:
+        urls = (self.queue.url, self.queue.url, self.cache.url)
+        return WorkerProcess(MODULE, *urls, pool="solo", concurrency=1, env=planted, name=name).start()
+
+
+@pytest.fixture(scope="module")
+def clinic() -> Iterator[Clinic]:
+    with EmbeddedServer(config=SOUND) as cache, EmbeddedServer() as queue:
+        app = doctor_app.app
+        app.conf.update(broker_url=queue.url, result_backend=queue.url, aicache_url=cache.url)
+        made = Clinic(cache, queue, app)
+        worker = made.worker("sound")
+        try:
+            roll_up(app)
+            worker.ready()
+            yield made
+        finally:
+            worker.close()
+            app.close()
+
+
+@pytest.fixture(scope="class")
+def odd(clinic: Clinic) -> Iterator[WorkerProcess]:
+    """One more worker, of another environment, that has gone before a sound set-up is looked at."""
+    worker = clinic.worker("odd", CLINIC_MODEL="second", CLINIC_VERSION="0.0.9", CLINIC_PROMPT="2")
+    try:
+        worker.ready()
+        yield worker
+    finally:
+        worker.close()
+
+
+def command(clinic: Clinic, path: Path, *arguments: str, **planted: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command, as the application's own module has it."""
+    environ = environ_of(path) | clinic.environ | planted
+    argv = [CELERY, "-A", MODULE, "aicache", "doctor", *arguments]
+    return subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=50, check=False)
+
+
+class TestTheCommand:
+    def test_a_sound_set_up_is_all_ok(self, clinic: Clinic, path: Path) -> None:
+        done = command(clinic, path, "--json", "--strict")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert reader_of(clinic.app).live().totals == {}, "it leaves no timing"
+        findings = [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
+        assert {finding.level for finding in findings} == {"ok"}
+        assert {finding.fix for finding in findings} == {""}
+        assert [finding.check for finding in findings] == [
+            *("reachable", "version", "eviction", "persistence", "timeouts", "clock", "access", "beat", "inbox"),
+            *("switches", "models", "pickle", "results", "workers", "versions", "policies", "keys"),
+        ]
+        assert findings[-1].what == "the same in two processes with other hash seeds"
+
+    def test_what_is_wrong_is_shown_with_what_to_do(self, clinic: Clinic, path: Path) -> None:
+        done = command(clinic, path, CLINIC_MODEL="hashed")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "fail  keys         another key in each process: tests.doctor_app.shout\n" in done.stdout
+        assert "→ Look for hash(), id()" in done.stdout
+        assert "whisper" not in done.stdout
+        assert "correct-horse" not in done.stdout + done.stderr
+
+    def test_a_server_that_is_away_does_not_keep_it_from_looking_further(self, refused_url: str) -> None:
+        app = make_app(refused_url)
+        app.conf.accept_content = ["pickle"]
+        done = run(app, "doctor", "--json")
+        assert done.exit_code == 1
+        findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+        assert findings["reachable"]["level"] == findings["pickle"]["level"] == "fail"
+        assert "ConnectionError" in findings["reachable"]["what"]
+        assert "eviction" not in findings
+
+    def test_a_warning_ends_with_1_only_if_it_is_strict(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        assert json.loads(run(app, "doctor", "--json").stdout)["worst"] == "warn"
+        assert (run(app, "doctor").exit_code, run(app, "doctor", "--strict").exit_code) == (0, 1)
+
+    def test_it_changes_nothing(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        send_samples(app, look_up(time.time(), "shout", hit=True, took_ns=1000))
+        before = {key: client.dump(key) for key in client.scan_iter()}
+        run(app, "doctor")
+        assert {key: client.dump(key) for key in client.scan_iter()} == before
+
+    def test_a_user_who_may_not_ask_is_told_so(self, own_server: EmbeddedServer) -> None:
+        with own_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+info", "+time", "+hgetall")
+        app = make_app(own_server.url.replace("redis://", "redis://reader:pass@"))
+        assert one(app, server.persistence).level == "warn"
+        send_samples(make_app(own_server.url), look_up(time.time(), "shout", hit=True, took_ns=1000))
+        finding = one(app, records.inbox)
+        assert (finding.level, "NOPERM" in finding.what) == ("warn", True)
+
+
+def older(name: bytes, version: bytes) -> Callable[..., bool]:
+    """Return a fault of a proxy: the server says that it is of another version."""
+
+    def fault(proxy: FaultProxy, link: Any, reply: bytes) -> bool:
+        said = said_by(reply)
+        if name == b"redis_version":
+            reply = reply.replace(b"valkey_version:", b"valkey_was_on_:"[:14] + b":")
+        held = said.get(name.decode(), "").strip().encode()
+        return send(link, reply.replace(name + b":" + held, (name + b":" + version).ljust(len(name) + 1 + len(held))))
+
+    return fault
+
+
+class TestTheServer:
+    def test_one_that_refuses(self, refused_url: str) -> None:
+        finding = one(make_app(refused_url.replace("redis://", "redis://ann:secret@")), server.reachable)
+        assert (finding.level, "secret" in finding.what) == ("fail", False)
+
+    @pytest.mark.parametrize(
+        ("name", "version", "level"),
+        [
+            (b"redis_version", b"6.0.9", "fail"),
+            (b"redis_version", b"6.2.1", "ok"),
+            (b"valkey_version", b"7.1.9", "fail"),
+        ],
+    )
+    def test_its_version(self, valkey: EmbeddedServer, name: bytes, version: bytes, level: str) -> None:
+        with FaultProxy(valkey.port) as proxy:
+            proxy.fault = older(name, version)
+            finding = one(make_app(proxy.url), server.version)
+        assert (finding.level, version.decode() in finding.what) == (level, True)
+
+    @pytest.mark.parametrize(
+        ("settings", "level", "said"),
+        [
+            ({"maxmemory": "0"}, "warn", "no memory limit"),
+            ({"maxmemory": "50mb", "maxmemory_policy": "noeviction"}, "warn", "stores nothing more"),
+            ({"maxmemory": "50mb", "maxmemory_policy": "allkeys-lru"}, "warn", "may evict summary records"),
+            ({"maxmemory": "50mb", "maxmemory_policy": "volatile-ttl"}, "ok", "volatile-ttl at 52.4 MB"),
+        ],
+    )
+    def test_what_it_evicts(self, own_server: EmbeddedServer, settings: dict[str, str], level: str, said: str) -> None:
+        finding = one(configured(own_server, **settings), server.eviction)
+        assert (finding.level, said in finding.what) == (level, True), finding
+
+    @pytest.mark.parametrize(
+        ("policy", "level", "said"),
+        [("volatile-lfu", "fail", "may evict what Celery needs"), ("noeviction", "warn", "refuses Celery's writes")],
+    )
+    def test_sharing_it_with_celery(self, own_server: EmbeddedServer, policy: str, level: str, said: str) -> None:
+        app = configured(own_server, maxmemory="50mb", maxmemory_policy=policy)
+        app.conf.result_backend = f"redis://localhost:{own_server.port}/3"  # by another name
+        finding = one(app, server.eviction)
+        assert (finding.level, said in finding.what) == (level, True), finding
+        assert "the result backend lies on it too" in finding.what
+        app.conf.result_backend, app.conf.broker_url = None, own_server.url
+        assert "the broker lies on it too" in one(app, server.eviction).what
+
+    @pytest.mark.parametrize(
+        ("settings", "level", "said"),
+        [
+            ({"save": ""}, "warn", "it saves nothing"),
+            ({"save": "3600 1"}, "warn", "snapshots only"),
+            ({"appendonly": "yes"}, "ok", "append-only"),
+        ],
+    )
+    def test_what_a_restart_loses(self, settings: dict[str, str], level: str, said: str) -> None:
+        with EmbeddedServer(config=settings) as own:
+            finding = one(make_app(own.url), server.persistence)
+        assert (finding.level, said in finding.what) == (level, True), finding
+
+    def test_a_save_that_failed(self, own_server: EmbeddedServer) -> None:
+        (own_server.directory / "dump.rdb").mkdir()  # where the file should go
+        with own_server.client() as client:
+            client.set("a", 1)
+            client.bgsave()
+            while client.info("persistence")["rdb_bgsave_in_progress"]:
+                time.sleep(0.01)
+        finding = one(make_app(own_server.url), server.persistence)
+        assert (finding.level, "rdb_last_bgsave_status" in finding.what) == ("fail", True)
+
+    @pytest.mark.parametrize(("budget_ms", "level"), [(100, "fail"), (700, "warn"), (5000, "ok")])
+    def test_a_network_that_is_slow(
+        self, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, budget_ms: int, level: str
+    ) -> None:
+        monkeypatch.setattr("aicache_tasks.reports.doctor.case.TRIPS", 1)
+        with FaultProxy(valkey.port) as proxy:
+            proxy.fault = slow
+            assert one(make_app(proxy.url, aicache_budget_ms=budget_ms), server.timeouts).level == level
+
+    @pytest.mark.parametrize(
+        ("apart_s", "level"), [(0, "ok"), (30, "warn"), (-30, "warn"), (3600, "fail"), (-3600, "fail")]
+    )
+    def test_a_clock_that_is_wrong(self, valkey: EmbeddedServer, apart_s: int, level: str) -> None:
+        finding = one(make_app(valkey.url), server.clock, now_s=lambda: time.time() - apart_s)
+        assert finding.level == level
+        assert ("ahead of" in finding.what) == (apart_s > 0)
+
+    def test_one_that_wants_no_password(self, own_server: EmbeddedServer) -> None:
+        app = make_app(own_server.url)
+        assert one(app, server.access).level == "warn"
+        with own_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all")
+        named = make_app(own_server.url.replace("redis://", "redis://ann:secret@"))
+        assert one(named, server.access).level == "warn", "the default user still wants none"
+        with own_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "default", "off")
+        assert one(named, server.access).level == "ok"
+
+    def test_one_on_a_socket_with_a_password(self) -> None:
+        with EmbeddedServer(config={"requirepass": "secret"}, unix=True) as own:
+            assert one(make_app(own.url), server.access).level == "ok"
+            assert "secret" not in without_login(own.url)
+
+
+class TestTheRecords:
+    def test_a_beat_that_never_asked(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        assert one(app, records.beat).level == "warn"
+        send_samples(app, look_up(time.time(), "shout", hit=True, took_ns=1000))
+        assert one(app, records.beat).level == "fail"
+        roll_up(app)
+        assert one(app, records.beat).level == "ok"
+
+    def test_a_beat_that_stopped(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(valkey.url)
+        roll_up(app)
+        client.hset(reader_of(app).summaries.keys.state, "asked_s", int(time.time() - 200))
+        finding = one(app, records.beat)
+        assert (finding.level, "and should be every 1 min" in finding.what) == ("fail", True)
+        app = make_app(valkey.url, aicache_rollup_period_s=600)
+        assert one(app, records.beat).level == "ok"
+
+    def test_what_waits_too_long(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(valkey.url)
+        assert one(app, records.inbox).level == "ok"
+        send_samples(app, look_up(time.time(), "shout", hit=True, took_ns=1000))
+        client.hset(reader_of(app).summaries.keys.state, "since_ms", int((time.time() - 400) * 1000))
+        finding = one(app, records.inbox)
+        assert (finding.level, "for 6 min 4" in finding.what) == ("warn", True)
+
+    @pytest.mark.parametrize(("part", "level"), [(0.4, "ok"), (0.6, "warn"), (0.95, "fail")])
+    def test_an_inbox_that_is_nearly_full(self, valkey: EmbeddedServer, client: Any, part: float, level: str) -> None:
+        app = make_app(valkey.url, aicache_inbox_bytes=2**20)
+        send_samples(app, look_up(time.time(), "shout", hit=True, took_ns=1000))
+        client.hset(reader_of(app).summaries.keys.state, "bytes", int(part * 2**20))
+        assert one(app, records.inbox).level == level
+
+    def test_batches_that_cannot_be_read(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(valkey.url)
+        client.rpush(reader_of(app).summaries.keys.inbox, b"junk")
+        assert [finding.level for finding in found(app, records.inbox)] == ["ok", "warn"]
+
+
+class TestTheApplication:
+    @pytest.fixture
+    def app(self, valkey: EmbeddedServer) -> Celery:
+        return make_app(valkey.url)
+
+    def test_no_task_that_is_cached(self, app: Celery) -> None:
+        assert one(app, application.switches).what == "no task has cache="
+        add(app)
+        assert one(Case(app, reader_of(app)).app, application.switches).level == "ok"
+
+    @pytest.mark.parametrize("setting", [{"aicache_disabled": True}, {"aicache_samples": "off"}])
+    def test_what_is_switched_off(self, valkey: EmbeddedServer, setting: dict[str, Any]) -> None:
+        app = make_app(valkey.url, **setting)
+        add(app)
+        finding = one(app, application.switches)
+        assert (finding.level, next(iter(setting)) in finding.what) == ("warn", True)
+
+    def test_a_model_that_the_key_ignores(self, app: Celery) -> None:
+        add(app, ignore=("model",))
+        finding, *_ = found(app, application.models)
+        assert (finding.level, "shop.task (model)" in finding.what) == ("fail", True)
+
+    def test_a_key_that_does_not_say_the_model(self, app: Celery) -> None:
+        def body(text: str) -> str:
+            return text
+
+        app.task(base=CachedTask, name="shop.silent", cache=CachePolicy(), shared=False)(body)
+        finding = one(app, application.models)
+        assert (finding.level, "shop.silent" in finding.what) == ("warn", True)
+
+    @pytest.mark.parametrize("policy", [{"vary": lambda: {"model": "m"}}, {"version": 2}, {"version": "auto"}])
+    def test_a_key_that_says_it_otherwise(self, app: Celery, policy: dict[str, Any]) -> None:
+        def body(text: str) -> str:
+            return text
+
+        app.task(base=CachedTask, name="shop.said", cache=CachePolicy(**policy), shared=False)(body)
+        assert one(app, application.models).level == "ok"
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"accept_content": ["json", "pickle"]},
+            {"accept_content": ["application/x-python-serialize"]},
+            {"result_accept_content": ["pickle"]},
+            {"task_serializer": "pickle"},
+            {"result_serializer": "pickle"},
+        ],
+        ids=str,
+    )
+    def test_pickle_in_messages(self, app: Celery, setting: dict[str, Any]) -> None:
+        assert one(app, application.pickle).level == "ok"
+        app.conf.update(setting)
+        assert one(app, application.pickle).level == "fail"
+
+    def test_pickle_for_one_task(self, app: Celery) -> None:
+        add(app, options={"serializer": "pickle"})
+        assert one(app, application.pickle).level == "fail"
+
+    def test_results_with_arguments(self, app: Celery) -> None:
+        add(app)
+        assert one(app, application.results).level == "ok"
+        app.conf.result_extended = True
+        finding = one(app, application.results)
+        assert (finding.level, "shop.task" in finding.what) == ("warn", True)
+
+    def test_results_of_what_hides_nothing(self, app: Celery) -> None:
+        add(app, redact=False)
+        app.conf.result_extended = True
+        assert one(app, application.results).level == "ok"
+
+    @pytest.mark.parametrize(
+        ("settings", "level"),
+        [
+            ({}, "warn"),
+            ({"redbeat_lock_timeout": 30, "beat_max_loop_interval": 5}, "ok"),
+            ({"redbeat_lock_timeout": 5, "beat_max_loop_interval": 5}, "fail"),
+            ({"redbeat_lock_timeout": 30}, "fail"),
+            ({"redbeat_lock_timeout": 900, "beat_max_loop_interval": 5}, "warn"),
+        ],
+        ids=str,
+    )
+    def test_redbeat_s_lock(self, app: Celery, settings: dict[str, Any], level: str) -> None:
+        assert found(app, application.redbeat) == []
+        app.conf.update(beat_scheduler="redbeat.RedBeatScheduler", **settings)
+        assert one(app, application.redbeat).level == level
+
+    def test_redbeat_s_lock_is_judged_as_redbeat_takes_it(self, app: Celery, valkey: EmbeddedServer) -> None:
+        from redbeat.schedulers import RedBeatConfig, RedBeatScheduler
+
+        settings = {"beat_max_loop_interval": 7, "redbeat_redis_url": valkey.url, "redbeat_redis_options": {}}
+        app.conf.update(beat_scheduler="redbeat.RedBeatScheduler", **settings)
+        app.redbeat_conf = RedBeatConfig(app)
+        taken = RedBeatScheduler(app, lazy=True).lock_timeout
+        assert (taken, "lasts 35 s" in one(app, application.redbeat).what) == (35, True)
+
+    def test_a_call_that_is_delivered_again_while_it_runs(self, app: Celery) -> None:
+        app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
+        add(app, "shop.slow", {"acks_late": True, "time_limit": 7200})
+        assert one(app, application.redelivery).level == "warn"
+        app.conf.broker_transport_options = {"visibility_timeout": 10_000}
+        assert one(app, application.redelivery).level == "ok"
+
+
+class TestTheWorkers:
+    def test_none_that_answers(self, valkey: EmbeddedServer) -> None:
+        assert one(make_app(valkey.url), workers.answers).what == "no worker answered"
+
+    def test_a_broker_that_is_away(self, valkey: EmbeddedServer, refused_url: str) -> None:
+        app = make_app(valkey.url)
+        app.conf.broker_url = refused_url
+        began = time.monotonic()
+        finding = one(app, workers.answers)
+        assert (finding.level, "the broker does not answer" in finding.what) == ("warn", True)
+        assert time.monotonic() - began < 20
+
+    def test_one_without_install(self, clinic: Clinic) -> None:
+        from celery.worker.control import Panel
+
+        queue = clinic.queue.url.removesuffix("0") + "7"
+        bare = WorkerProcess("tests.doctor_bare", queue, queue, None, pool="solo", concurrency=1, name="bare").start()
+        try:
+            bare.ready()
+            app = make_app(clinic.cache.url)
+            app.conf.broker_url = queue
+            finding = one(app, workers.answers)
+        finally:
+            bare.close()
+        assert Panel.data
+        assert (finding.level, bare.hostname in finding.what) == ("fail", True)
+
+
+class TestAnOddWorker:
+    def test_one_of_another_environment_and_version(
+        self, clinic: Clinic, odd: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answered = clinic.asked(monkeypatch, workers.answers, workers.versions, workers.policies)
+        wrong = [finding for finding in answered if finding.level != "ok"]
+        assert [(f.check, f.level) for f in wrong] == [("versions", "warn"), ("vary", "fail"), ("policies", "fail")]
+        assert f"{odd.hostname} 0.0.9" in wrong[0].what
+        assert wrong[1].what == f"{odd.hostname} resolves vary= of {MODULE}.shout otherwise than this process"
+        assert wrong[2].what == f"{odd.hostname} has another version of {MODULE}.whisper"
+
+    def test_one_of_another_namespace_and_one_that_is_off(
+        self, clinic: Clinic, odd: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(clinic.app.conf, "aicache_namespace", "other")
+        monkeypatch.setenv("AICACHE_DISABLED", "1")
+        said = [finding.what for finding in clinic.asked(monkeypatch, workers.policies)]
+        assert f"{odd.hostname} has the namespace clinic, this process other" in said
+        assert f"the cache is switched off in one of {odd.hostname} and this process" in said
+
+
+class TestKeys:
+    def test_a_process_that_cannot_make_keys(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        assert found(app, stability.keys) == [], "it has no command to ask"
+        assert one(app, stability.keys, probe=[sys.executable, "-c", "raise SystemExit(3)"]).level == "warn"
+
+    def test_tasks_that_made_up_arguments_do_not_fit_are_named(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        task = add(app, vary=lambda arguments: arguments["text"].index("%"))
+        add(app, "shop.other")
+        keys = stability.keys_of([task, app.tasks["shop.other"]])
+        assert (keys["shop.task"], keys["shop.other"] is None) == (None, False)
+        finding = one(app, stability.keys, probe=[sys.executable, "-c", f"print('''{json.dumps(keys)}''')"])
+        assert (finding.level, "but for shop.task" in finding.what) == ("ok", True)
+
+    def test_arguments_are_made_up_from_annotations(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+
+        def body(text: str, count: int, parts: list[str], *rest: str, names: dict[str, int], **more: Any) -> str:
+            return text
+
+        task = app.task(base=CachedTask, name="shop.many", cache=CachePolicy(), shared=False)(body)
+        assert stability.keys_of([task])["shop.many"] is not None
+
+
+def test_every_check_says_what_to_do_unless_all_is_well(refused_url: str, valkey: EmbeddedServer) -> None:
+    for url in (refused_url, valkey.url):
+        app = make_app(url)
+        app.conf.accept_content = ["pickle"]
+        for finding in found(app, *CHECKS):
+            assert bool(finding.fix) == (finding.level != "ok"), finding
+            assert not finding.what.endswith(".")
+            assert not finding.fix or finding.fix.endswith((".", "?"))
