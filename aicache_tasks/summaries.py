@@ -75,6 +75,8 @@ class RolledUp:
     """Entries that wait now."""
     totals: dict[str, SummaryRecord] = field(default_factory=dict)
     """What was added to each operation's totals."""
+    workers: dict[str, dict[int, SummaryRecord]] = field(default_factory=dict)
+    """What `Summaries.preview` would add to each worker's minutes, by their start."""
 
 
 class Backlog(NamedTuple):
@@ -163,6 +165,7 @@ class Summaries:
             reach = 2 * len(piece.taken)
             seen.update(piece.fold.seen)
             _note(would, piece)
+            _note_workers(would, piece)
             offset += len(piece.taken)
             _tell(progress, offset, head.waiting)
 
@@ -351,6 +354,14 @@ def _note(done: RolledUp, piece: _Piece) -> None:
     for place, record in piece.deltas.items():
         if place.kind == "total":
             done.totals.setdefault(place.name, SummaryRecord(place.name, "total", 0)).merge(record)
+
+
+def _note_workers(would: RolledUp, piece: _Piece) -> None:
+    """Add what *piece* adds to the workers' minutes."""
+    for place, record in piece.deltas.items():
+        if place.kind == "worker":
+            minutes = would.workers.setdefault(place.name, {})
+            minutes.setdefault(place.start, SummaryRecord(place.name, "minute", place.start)).merge(record)
 
 
 def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[bytes]) -> SummaryRecord:

@@ -242,17 +242,31 @@ class TestRows:
 
 
 class TestLive:
-    def test_totals_are_what_is_rolled_up_and_what_waits(self, valkey: EmbeddedServer) -> None:
+    def test_totals_and_workers_are_what_is_rolled_up_and_what_waits(self, valkey: EmbeddedServer) -> None:
         app, now_s = make_app(valkey.url), time.time()
-        before, after = calls(90, [now_s - 90], ["shout"]), calls(40, [now_s - 5], ["shout", "whisper"], seed=2)
+        before, after = calls(90, [now_s - 90], ["shout"]), calls(40, [now_s - 90, now_s - 5], ["shout"], seed=2)
+        elsewhere = calls(5, [now_s - 5], ["shout", "whisper"], seed=3)
         count_up(app, before)
-        send(app, after, "producer@there")
+        send(app, after)
+        send(app, elsewhere, "producer@there")
         live = reader_of(app).live()
-        assert total_of(live.totals.values()).lookups == 130
-        assert live.backlog.entries == 1
-        assert live.waiting.samples == len(after)
-        assert {name: total_of(of).lookups for name, of in live.workers.items()} == {"celery@here": 90}
+        assert total_of(live.totals.values()).lookups == 135
+        assert live.backlog.entries == 2
+        assert live.waiting.samples == len(after + elsewhere)
+        assert {name: total_of(of).lookups for name, of in live.workers.items()} == {
+            "celery@here": 130,
+            "producer@there": 5,
+        }
         assert live.store is not None
+        shown = live.workers
+        reader_of(app).summaries.roll_up()
+        assert shown == reader_of(app).live().workers, "the roll-up changes nothing of it"
+
+    def test_a_roll_up_in_between_counts_no_worker_twice(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        send(app, calls(50, [time.time()], ["shout"]))
+        workers = reader_of(app).live(lambda _done, _of: reader_of(app).summaries.roll_up()).workers
+        assert {name: total_of(of).lookups for name, of in workers.items()} == {"celery@here": 50}
 
     def test_a_roll_up_in_between_neither_adds_nor_loses(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)

@@ -74,7 +74,7 @@ class Live(NamedTuple):
     totals: dict[str, SummaryRecord]
     """Since the first sample, with what waits in the inbox."""
     workers: dict[str, list[SummaryRecord]]
-    """The minutes of the last hour of each worker and producer."""
+    """The minutes of the last hour of each worker and producer, with what waits in the inbox."""
     backlog: Backlog
     waiting: RolledUp
     """What the next roll-up would count."""
@@ -157,14 +157,14 @@ class Reader:
     def live(self, progress: Progress | None = None) -> Live:
         """Return lifetime totals with what waits, the workers' last hour, the backlog and the server's state."""
         for _ in range(TRIES):
-            before = self.summaries.totals()
+            before, workers = self.summaries.totals(), self.summaries.workers()
             waiting = self.summaries.preview(progress=progress)
             if is_exact := self.summaries.totals() == before:  # else a roll-up may have counted what was waiting
                 break
         return Live(
             self.now_s(),
             _added(before, waiting.totals),
-            self.summaries.workers(),
+            _with_waiting(workers, waiting.workers),
             self.summaries.backlog(),
             waiting,
             self.server(),
@@ -236,6 +236,19 @@ def _added(totals: Mapping[str, SummaryRecord], more: Mapping[str, SummaryRecord
         for records in (totals, more):
             if name in records:
                 added[name].merge(records[name])
+    return added
+
+
+def _with_waiting(
+    workers: Mapping[str, Iterable[SummaryRecord]], waiting: Mapping[str, Mapping[int, SummaryRecord]]
+) -> dict[str, list[SummaryRecord]]:
+    """Return the minutes of each worker, with those that wait added."""
+    added: dict[str, list[SummaryRecord]] = {}
+    for name in sorted({*workers, *waiting}):
+        minutes: dict[int, SummaryRecord] = {minute.start: minute for minute in workers.get(name, ())}
+        for start, more in waiting.get(name, {}).items():
+            minutes.setdefault(start, SummaryRecord(name, "minute", start)).merge(more)
+        added[name] = [minutes[start] for start in sorted(minutes)]
     return added
 
 

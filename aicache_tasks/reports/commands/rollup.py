@@ -82,5 +82,5 @@ def _lines(done: RolledUp, dry_run: bool) -> Iterator[str]:
 
 def _as_json(done: RolledUp, dry_run: bool) -> dict[str, Any]:
     totals = [record.as_json(sketches=False) for _, record in sorted(done.totals.items())]
-    figures = {f.name: getattr(done, f.name) for f in dataclasses.fields(done) if f.name != "totals"}
+    figures = {f.name: getattr(done, f.name) for f in dataclasses.fields(done) if f.name not in ("totals", "workers")}
     return {"dry_run": dry_run} | figures | {"totals": totals}
