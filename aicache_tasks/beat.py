@@ -155,11 +155,27 @@ def roll_up(app: Any, *, asked: bool = True, progress: Progress | None = None) -
     """
     summaries = Summaries(runtime_of(app).cache.parts)
     done = summaries.roll_up(yields=True, progress=progress)
+    _tell_of_what_was_set_aside(done)
     if asked:
         _note_that_it_was_asked_for(summaries)
     for change in alerts.changes(summaries):
         alert_changed.send(sender=app, **change._asdict())
     return done
+
+
+def _tell_of_what_was_set_aside(done: RolledUp) -> None:
+    if done.undecodable:
+        log.warning(
+            "aicache: batches of timings that could not be read: %d, set aside. Workers of another version sent them, "
+            "or they are damaged; see 'Entries set aside' in docs/operations.md",
+            done.undecodable,
+        )
+    if done.damaged:
+        log.warning(
+            "aicache: summary records that could not be read: %d, set aside and begun anew. Their figures are missing "
+            "from now on; see 'Entries set aside' in docs/operations.md",
+            done.damaged,
+        )
 
 
 def _note_that_it_was_asked_for(summaries: Summaries) -> None:

@@ -55,7 +55,8 @@ class Place(NamedTuple):
     start: int
 
 
-_LOST: Final = Place("total", "", 0)
+NOBODY: Final = Place("total", "", 0)
+"""Where what is no operation's is counted: lost samples, batches and records that could not be read."""
 
 
 class Names:
@@ -92,15 +93,22 @@ class Fold:
         operations: those that may have records.
         workers: the same of workers and producers.
         keep: how long records are kept.
+        undecodable: how many entries beside the batches are none.
     """
 
     def __init__(
-        self, now_s: float, seen: Mapping[bytes, int], operations: Names, workers: Names, keep: Keep = KEEP
+        self,
+        now_s: float,
+        seen: Mapping[bytes, int],
+        operations: Names,
+        workers: Names,
+        keep: Keep = KEEP,
+        undecodable: int = 0,
     ) -> None:
         self.seen, self.ended = dict(seen), set[bytes]()
         self.samples = self.batches = self.duplicates = self.lost = 0
         self._now_s, self._keep, self._operations, self._workers = now_s, keep, operations, workers
-        self._held = 0
+        self.undecodable, self._held = undecodable, 0
         self._rows: defaultdict[str, defaultdict[_Kind, list[Row]]] = defaultdict(lambda: defaultdict(list))
         self._minutes: dict[tuple[str, str, int], SummaryRecord] = {}
 
@@ -129,8 +137,10 @@ class Fold:
         for (worker, operation, start), record in self._minutes.items():
             for place in self._places_of(worker, operation, start):
                 found.setdefault(place, SummaryRecord(place.name, place.kind, place.start)).merge(record)
-        if self.lost:
-            found.setdefault(_LOST, SummaryRecord("", "total", 0)).lost += self.lost
+        if self.lost or self.undecodable:
+            record = found.setdefault(NOBODY, SummaryRecord("", "total", 0))
+            record.lost += self.lost
+            record.undecodable += self.undecodable
         return found
 
     def _count_held(self) -> None:

@@ -45,6 +45,16 @@ class SampleKeys:
         """Return the key of the hash of a worker's last hour, by minute."""
         return f"{self._tag}w:{_slug(worker)}"
 
+    def field(self, kind: str, name: str, start: int) -> tuple[str, str]:
+        """Return key and field of one record: of an operation's ``total`` or window, or of a ``worker``'s minute.
+
+        >>> SampleKeys("aicache").field("total", "summarize", 0)
+        ('{aicache:s}:totals', 'summarize')
+        """
+        if kind == "total":
+            return self.totals, name
+        return self.worker(name) if kind == "worker" else self.records(name, kind), str(start)
+
 
 def _slug(name: str) -> str:
     return operation_slug(name) if name else _NO_OPERATION

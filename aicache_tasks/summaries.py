@@ -20,7 +20,7 @@ from aicache_tasks.batches import decode_batch
 from aicache_tasks.errors import CorruptPayload, PayloadError, SettingsError
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.parts import Parts
-from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
+from aicache_tasks.rollup import NOBODY, WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
 from aicache_tasks.samplekeys import SampleKeys
 from aicache_tasks.stores.base import Budget, Carrier
 from aicache_tasks.stores.inbox import Commit, Head, Inbox
@@ -189,7 +189,7 @@ class Summaries:
                 batches.append(decode_batch(data))
             except PayloadError:
                 aside.append(data[:_ASIDE_BYTES])
-        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), *known, self._keep)
+        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), *known, self._keep, len(aside))
         for batch in batches:
             fold.add(batch)
         deltas = fold.deltas()
@@ -206,7 +206,8 @@ class Summaries:
         damaged: list[bytes] = []
         values = self._merged(piece.deltas, damaged)
         now_s, fold = head.now_ms // 1000, piece.fold
-        values += self._present_workers(piece.deltas, now_s)
+        workers = sorted({place.name for place in piece.deltas if place.kind == "worker"})
+        values += [(self.keys.workers, worker, b"%d" % now_s) for worker in workers]
         commit = Commit(
             turn=head.turn,
             entries=len(piece.taken),
@@ -226,29 +227,25 @@ class Summaries:
         return True
 
     def _merged(self, deltas: dict[Place, SummaryRecord], damaged: list[bytes]) -> list[tuple[str, str, bytes]]:
-        """Return the records with *deltas* added; what could not be read goes to *damaged*."""
+        """Return the records with *deltas* added; what could not be read goes to *damaged* and is counted."""
+        records = self._added(deltas, damaged)
+        if damaged:
+            if NOBODY not in records:
+                records |= self._added({NOBODY: SummaryRecord("", "total", 0)}, damaged)
+            records[NOBODY].damaged += len(damaged)
+        return [(*self.keys.field(*place), record.pack()) for place, record in records.items()]
+
+    def _added(self, deltas: dict[Place, SummaryRecord], damaged: list[bytes]) -> dict[Place, SummaryRecord]:
         places: dict[str, list[tuple[str, Place]]] = {}
         for place in deltas:
-            key, name = self._where(place)
+            key, name = self.keys.field(*place)
             places.setdefault(key, []).append((name, place))
         held = self.ask(self.inbox.fetch, [(key, [name for name, _ in there]) for key, there in places.items()])
-        values = []
-        for (key, there), found in zip(places.items(), held, strict=True):
-            for (name, place), data in zip(there, found, strict=True):
-                values.append((key, name, _sum(data, place, deltas[place], damaged).pack()))
-        return values
-
-    def _where(self, place: Place) -> tuple[str, str]:
-        """Return key and field of a record."""
-        if place.kind == "total":
-            return self.keys.totals, place.name
-        if place.kind == "worker":
-            return self.keys.worker(place.name), str(place.start)
-        return self.keys.records(place.name, place.kind), str(place.start)
-
-    def _present_workers(self, deltas: dict[Place, SummaryRecord], now_s: int) -> list[tuple[str, str, bytes]]:
-        names = {place.name for place in deltas if place.kind == "worker"}
-        return [(self.keys.workers, name, b"%d" % now_s) for name in sorted(names)]
+        return {
+            place: _sum(data, place, deltas[place], damaged)
+            for there, found in zip(places.values(), held, strict=True)
+            for (_, place), data in zip(there, found, strict=True)
+        }
 
     # Forget.
 
@@ -350,7 +347,7 @@ def _note(done: RolledUp, piece: _Piece) -> None:
     done.batches += fold.batches
     done.duplicates += fold.duplicates
     done.lost += fold.lost
-    done.undecodable += len(piece.aside)
+    done.undecodable += fold.undecodable
     for place, record in piece.deltas.items():
         if place.kind == "total":
             done.totals.setdefault(place.name, SummaryRecord(place.name, "total", 0)).merge(record)

@@ -42,7 +42,7 @@ _WORDS: Final = (
     b"\x94\xa3get\xa3hit\xa0\x94\xa3get\xa4miss\xa7expired\x94\xa3get\xa4miss\xabinvalidated"
     b"\x94\xa3get\xa4miss\xadkey_not_found\x94\xa3key\xa7success\xa0\x94\xa3set\xa7success\xa0"
     b"\x86\xa8compress\x95\xa7compute\x95\xa6decode\x95\xa3get\x95\xa3key\x95\xa3set\x95"
-    b"\x83\xa5large\xa6medium\xa5small\x95\xce\x93\xcf\x00\x00\x82\xacinput_tokens\xcd\xadoutput_tokens\xcd"
+    b"\x83\xa5large\xa6medium\xa5small\x97\xce\x93\xcf\x00\x00\x82\xacinput_tokens\xcd\xadoutput_tokens\xcd"
     b"\x93\xcf\x00\x00\x82\xacinput_tokens\xcd\xadoutput_tokens\xcd\xce\x00"
 )
 """What records usually say, in MessagePack, for zlib: it saves a third of a quiet minute. Part of the format."""
@@ -109,6 +109,10 @@ class SummaryRecord:
     """The largest size of the cache that was measured."""
     lost: int = 0
     """Samples that processes had no room for, or could not send."""
+    undecodable: int = 0
+    """Batches that a roll-up could not read and set aside."""
+    damaged: int = 0
+    """Records that a roll-up could not read, set aside and began anew."""
     saved: Ledger = field(default_factory=Ledger)
     spent: Ledger = field(default_factory=Ledger)
 
@@ -163,6 +167,8 @@ class SummaryRecord:
         self.served_bytes += other.served_bytes
         self.memory_bytes = max(self.memory_bytes, other.memory_bytes)
         self.lost += other.lost
+        self.undecodable += other.undecodable
+        self.damaged += other.damaged
         self.saved.merge(other.saved)
         self.spent.merge(other.spent)
 
@@ -213,6 +219,8 @@ class SummaryRecord:
             "bytes": {"raw": self.raw_bytes, "stored": self.stored_bytes, "served": self.served_bytes},
             "memory_bytes": self.memory_bytes,
             "lost_samples": self.lost,
+            "undecodable_batches": self.undecodable,
+            "damaged_records": self.damaged,
             "saved": _ledger_json(self.saved),
             "spent": _ledger_json(self.spent),
         }
@@ -278,7 +286,7 @@ class _RecordBytes(msgspec.Struct, array_like=True):
     steps: Annotated[dict[_Text, _Spread], _Names]
     ages: _Spread
     tiers: Annotated[dict[_Text, _Whole], _Names]
-    sizes: tuple[_Whole, _Whole, _Whole, _Whole, _Whole]
+    sizes: tuple[_Whole, _Whole, _Whole, _Whole, _Whole, _Whole, _Whole]
     saved: _LedgerBytes
     spent: _LedgerBytes
     gaps: bytes
@@ -304,6 +312,8 @@ def _packed(record: SummaryRecord) -> _RecordBytes:
             _bounded(record.served_bytes),
             _bounded(record.memory_bytes),
             _bounded(record.lost),
+            _bounded(record.undecodable),
+            _bounded(record.damaged),
         ),
         _packed_ledger(record.saved),
         _packed_ledger(record.spent),
@@ -312,7 +322,6 @@ def _packed(record: SummaryRecord) -> _RecordBytes:
 
 
 def _unpacked(held: _RecordBytes, operation: str, resolution: str, start: int) -> SummaryRecord:
-    raw_bytes, stored_bytes, served_bytes, memory_bytes, lost = held.sizes
     packed = PackedBuckets(held.gaps, held.fills)
     record = SummaryRecord(
         operation,
@@ -322,11 +331,7 @@ def _unpacked(held: _RecordBytes, operation: str, resolution: str, start: int) -
         {step: _unpacked_spread(spread, packed) for step, spread in held.steps.items()},
         _unpacked_spread(held.ages, packed, AGES_PER_OCTAVE),
         Counter(held.tiers),
-        raw_bytes,
-        stored_bytes,
-        served_bytes,
-        memory_bytes,
-        lost,
+        *held.sizes,
         _unpacked_ledger(held.saved),
         _unpacked_ledger(held.spent),
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from aicache_tasks.batches import MAX_SAMPLES, Batch, decode_batch, encode_batch
 from aicache_tasks.codec import encode_meta
 from aicache_tasks.records import EntryMeta, Sample
-from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
+from aicache_tasks.rollup import NOBODY, WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
 from aicache_tasks.sketch import Distribution
 from aicache_tasks.summary import OTHER, SummaryRecord
 
@@ -216,6 +216,11 @@ class TestBatches:
         deltas = fold.deltas()
         assert fold.lost == deltas[Place("total", "", 0)].lost == 9
         assert total(deltas).lost == 0
+
+    def test_what_is_no_batch_is_in_the_totals_of_nobody(self) -> None:
+        fold = Fold(NOW_S, {}, Names((), 9), Names((), 9), KEEP, undecodable=3)
+        fold.add(batch_of([a_hit()], lost=2))
+        assert fold.deltas()[NOBODY] == SummaryRecord("", "total", 0, lost=2, undecodable=3)
 
     def test_a_process_last_batch_is_noted_and_counted(self) -> None:
         fold = a_fold()

@@ -298,6 +298,29 @@ class TestDamage:
         assert (done.samples, done.undecodable, done.waiting) == (2, 1, 0)
         assert bench.summaries.ask(bench.summaries.inbox.aside, 10) == [entry]
         assert bench.client.llen(bench.keys.inbox) == 0
+        assert bench.summaries.totals()[""].undecodable == 1
+
+    def test_what_was_set_aside_stays_in_the_totals(self, bench: Bench) -> None:
+        for count in (2, 0, 3):
+            bench.put(a_hit(now()))
+            for _ in range(count):
+                bench.client.rpush(bench.keys.inbox, b"nonsense")
+            would = bench.summaries.preview()
+            assert would.undecodable == count
+            assert bench.summaries.roll_up().totals == would.totals
+        assert (bench.summaries.totals()[""].undecodable, bench.hits()) == (5, 3)
+
+    def test_a_commit_that_was_refused_counts_nothing_aside(self, bench: Bench) -> None:
+        bench.put(a_hit(now()))
+        bench.summaries.roll_up()
+        bench.client.rpush(bench.keys.inbox, b"nonsense")
+        bench.client.hset(bench.keys.records("shout", "day"), str(int(now()) // DAY_S * DAY_S), b"damaged")
+        bench.put(a_hit(now()))
+        other = bench.another()
+        replaced(bench, "commit", lambda: other.roll_up())
+        assert bench.summaries.roll_up().conflicts == 1
+        total = bench.summaries.totals()[""]
+        assert (total.undecodable, total.damaged, bench.client.llen(bench.keys.aside)) == (1, 1, 2)
 
     def test_an_inbox_of_nothing_else_is_emptied(self, bench: Bench) -> None:
         bench.client.rpush(bench.keys.inbox, *(os.urandom(50) for _ in range(500)))
@@ -322,6 +345,18 @@ class TestDamage:
         assert bench.hits() == 1
         assert sum(record.hits for record in bench.all_of("day")) == 2
         assert bench.client.lrange(bench.keys.aside, 0, -1) == [b"damaged"]
+        assert bench.summaries.totals()[""].damaged == 1
+
+    @pytest.mark.parametrize("lost", [0, 4])
+    def test_damaged_totals_of_nobody_are_counted_too(self, bench: Bench, lost: int) -> None:
+        bench.put(a_hit(now()), lost=1)
+        bench.summaries.roll_up()
+        bench.client.hset(bench.keys.totals, mapping={"": b"damaged", "shout": b"damaged"})
+        bench.put(a_hit(now()), lost=lost)
+        assert bench.summaries.roll_up().damaged == 2
+        total = bench.summaries.totals()[""]
+        assert (total.damaged, total.lost) == (2, lost)
+        assert bench.client.lrange(bench.keys.aside, 0, -1) == [b"damaged"] * 2
 
     def test_a_record_of_a_newer_version_stops_the_roll_up_and_loses_nothing(self, bench: Bench) -> None:
         bench.put(a_hit(now()))

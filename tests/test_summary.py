@@ -52,11 +52,7 @@ records = st.builds(
     st.dictionaries(names, distributions(), max_size=4),
     distributions(AGES_PER_OCTAVE),
     st.dictionaries(names, positives, max_size=4).map(Counter),
-    wholes,
-    wholes,
-    wholes,
-    wholes,
-    wholes,
+    *[wholes] * 7,
     ledgers,
     ledgers,
 )
@@ -108,9 +104,10 @@ class TestAdding:
         assert a_record().percentile_ms("get", 50) == pytest.approx(0.05, rel=0.01)
 
     def test_the_largest_memory_stays_and_what_was_lost_adds_up(self) -> None:
-        record = SummaryRecord("", "hour", 0, memory_bytes=70, lost=1)
-        record.merge(SummaryRecord("", "minute", 0, memory_bytes=50, lost=2))
-        assert (record.memory_bytes, record.lost) == (70, 3)
+        record = SummaryRecord("", "hour", 0, memory_bytes=70, lost=1, undecodable=3, damaged=5)
+        record.merge(SummaryRecord("", "minute", 0, memory_bytes=50, lost=2, undecodable=4, damaged=6))
+        assert (record.memory_bytes, record.lost, record.undecodable, record.damaged) == (70, 3, 7, 11)
+        assert read_back(record) == record
 
     def test_beyond_the_most_names_the_rest_stands_together(self) -> None:
         record = SummaryRecord("shout", "minute", 0)
@@ -252,9 +249,9 @@ class TestHostileBytes:
     @pytest.mark.parametrize(
         "data",
         [
-            pytest.param(forged(sizes=[-1, 0, 0, 0, 0]), id="less than nothing"),
-            pytest.param(forged(sizes=[2**63, 0, 0, 0, 0]), id="more than fits"),
-            pytest.param(forged(sizes=[1.5, 0, 0, 0, 0]), id="a part"),
+            pytest.param(forged(sizes=[-1, 0, 0, 0, 0, 0, 0]), id="less than nothing"),
+            pytest.param(forged(sizes=[2**63, 0, 0, 0, 0, 0, 0]), id="more than fits"),
+            pytest.param(forged(sizes=[1.5, 0, 0, 0, 0, 0, 0]), id="a part"),
             pytest.param(forged(tiers={"large": True}), id="a truth"),
             pytest.param(forged(steps={"get": [4, 0, 0, 0, 3]}), id="another count than its buckets"),
             pytest.param(forged(ages=[0, 0, 0, 0, 0]), id="buckets of nobody"),
@@ -302,13 +299,16 @@ class TestJson:
             VALIDATOR.validate({**told, "more": 1})
 
     def test_figures_are_in_the_units_that_their_names_say(self) -> None:
-        told = a_record().as_json()
+        record = a_record()
+        record.lost, record.undecodable, record.damaged = 7, 8, 9
+        told = record.as_json()
         assert told["start"] == "1970-01-01T00:01:00Z"
         assert (told["hits"], told["misses"], told["hit_rate"]) == (3, 0, 1.0)
         assert told["counts"] == {"get": {"hit": {"": 3}}}
         assert told["steps"]["get"]["sum_ns"] == 150_000
         assert told["age_at_hit"]["max_ms"] == 50_000
         assert told["bytes"] == {"raw": 1000, "stored": 400, "served": 3000}
+        assert (told["lost_samples"], told["undecodable_batches"], told["damaged_records"]) == (7, 8, 9)
         assert told["saved"] == {"seconds": 9.0, "tokens": {"input_tokens": 300}, "cost": 1.5}
 
     def test_a_sketch_is_what_the_schema_says_it_is(self) -> None:

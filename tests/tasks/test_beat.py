@@ -277,6 +277,24 @@ class TestTask:
         assert since_s is not None
         assert 0 <= since_s < 30
 
+    def test_what_was_set_aside_is_said_once_by_its_number(
+        self, app: Celery, client: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        summaries = Summaries(runtime_of(app).cache.parts)
+        call_some(app)
+        roll_up(app)
+        client.hset(summaries.keys.totals, "rolled", b"secret damage")
+        client.rpush(summaries.keys.inbox, b"secret entry", b"secret entry")
+        call_some(app)
+        caplog.clear()
+        for _ in range(2):
+            roll_up(app)
+        said = [record.getMessage() for record in caplog.records if record.name == "aicache_tasks"]
+        assert [record.levelname for record in caplog.records if record.name == "aicache_tasks"] == ["WARNING"] * 2
+        assert said[0].startswith("aicache: batches of timings that could not be read: 2, set aside.")
+        assert said[1].startswith("aicache: summary records that could not be read: 1, set aside and begun anew.")
+        assert not any("secret" in line for line in said)
+
 
 class TestSignal:
     @pytest.fixture
