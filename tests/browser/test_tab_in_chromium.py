@@ -314,6 +314,13 @@ class TestWhenSomethingIsWrong:
         page.unroute("**/aicache/data*")
         says(page, "#aic-status", "Live")
 
+    def test_flower_wants_a_login_again(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(20, [ago(1)], ["summarize"]))
+        page = opened(lab.flower)
+        figures(page)
+        page.route("**/aicache/data*", lambda route: route.fulfill(body="<h1>Login</h1>", content_type="text/html"))
+        says(page, "#aic-status", "Flower wants you to log in again")
+
     def test_an_alert_is_shown(self, lab: Lab, opened: Opens) -> None:
         from aicache_tasks import alerts
         from tests.reported import make_app, reader_of

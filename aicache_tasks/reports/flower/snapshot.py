@@ -51,6 +51,8 @@ class Asked(NamedTuple):
     """One of `SPANS`, or `ALL_TIME`."""
     operation: str | None = None
     """Only this one's plots, cards and steps; None for all."""
+    between: Span | None = None
+    """From when to when, in the place of what ``span`` names."""
 
 
 class Now(NamedTuple):
@@ -124,6 +126,8 @@ def _records(reader: Reader, asked: Asked, now: Now) -> tuple[Span, dict[str, Su
 
 
 def _span(asked: Asked, now_s: float) -> Span:
+    if asked.between is not None:
+        return asked.between
     length_s = SPANS.get(asked.span) or max(SPANS.values())
     return Span(now_s - length_s, now_s)
 

@@ -6,10 +6,10 @@ import { Dialog } from "./dialog.js";
 import * as figures from "./figures.js";
 import { clock, number, percent, seconds } from "./format.js";
 
-const EVERY_MS = 5000, PATIENCE_MS = 12000;
+const EVERY_MS = 5000, PATIENCE_MS = 12000, SAID_MS = 20000;
 const root = byId("aic");
 const view = { span: root.dataset.defaultSpan, operation: "", order: { at: 1, down: true } };
-let shown = null, received = 0, paused = false, timer = 0, request = null, lastState = "", chosen = "";
+let shown = null, received = 0, paused = false, timer = 0, request = null, lastState = "", chosen = "", unsaid = 0;
 const charts = new Charts(byId("aic-plots"));
 const dialog = new Dialog(root.dataset.invalidate, (label) => { announce(`${label} is invalidated: its next calls compute again.`, true); load(); });
 
@@ -31,6 +31,7 @@ async function load(why = "") {
     const reply = await fetch(`${root.dataset.data}?${query()}`, { credentials: "same-origin", cache: "no-store",
       signal: AbortSignal.any([mine.signal, AbortSignal.timeout(PATIENCE_MS)]) });
     if (!reply.ok) throw new Error(reply.status === 401 || reply.status === 403 ? "Flower wants you to log in again" : `Flower answered ${reply.status}`);
+    if (!reply.headers.get("Content-Type")?.includes("json")) throw new Error("Flower wants you to log in again"); // its login page
     const document_ = await reply.json();
     if (mine !== request) return;
     shown = document_;
@@ -138,6 +139,8 @@ function unanswered(error) {
 }
 
 function announce(text, seen = false) {
+  clearTimeout(unsaid);
+  if (seen) unsaid = setTimeout(() => announce(""), SAID_MS);
   byId("aic-announce").textContent = text;
   byId("aic-announce").classList.toggle("visually-hidden", !seen);
   byId("aic-announce").classList.toggle("aic-said", seen);

@@ -23,7 +23,7 @@ export class Charts {
 
   update(shown, csv) {
     const { each, length_s: length, resolution } = shown.windows, starts = each.map((one) => one.start_s);
-    const about = `${SPANS[shown.span.name]}, by ${resolution}`;
+    const about = `${SPANS[shown.span.name] ?? shown.span.text}, by ${resolution}`;
     const common = { starts, length, about };
     const of = (pick) => each.map(pick);
     // The first window begins before the span does: sums are the span's own, as in the cards.
