@@ -54,6 +54,11 @@ def calls(count: int, times: Sequence[float], operations: Sequence[str], seed: i
     return made
 
 
+def others(count: int, at: float, operation: str, status: str, reason: str = "", step: str = "get") -> list[Sample]:
+    """Return the samples of *count* steps that neither hit nor missed."""
+    return [Sample(at, operation, step, status, reason, 0) for _ in range(count)]
+
+
 def send(app: Celery, samples: Sequence[Sample], origin: str = "celery@here") -> None:
     """Put *samples* into the inbox, as a process of its own would."""
     process, inbox = os.urandom(16), reader_of(app).summaries.keys.inbox

@@ -24,7 +24,7 @@ from aicache_tasks.reports.cli import aicache
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.spans import Span
 from aicache_tasks.testing import EmbeddedServer
-from tests.reported import HOSTILE, calls, count_up, gets, make_app, reader_of, send
+from tests.reported import HOSTILE, calls, count_up, gets, make_app, others, reader_of, send
 
 ROOT = Path(__file__).resolve().parent.parent
 CELERY = str(Path(sys.executable).parent / "celery")
@@ -251,6 +251,72 @@ class TestShown:
         text = shown(shop.app, "summaries", "--compare", "10h")
         assert re.search(r"look-ups +\d+ +\d+ +×\d", text)
         assert re.search(r"hit rate .* points", text)
+
+
+class TestWhatWentWrong:
+    @pytest.fixture
+    def down(self, valkey: EmbeddedServer) -> Celery:
+        """An hour in which the store was away for 300 of 500 calls."""
+        app, now_s = make_app(valkey.url), time.time() - 120
+        samples = calls(180, [now_s], ["shout", "whisper"]) + others(5, now_s, "shout", "refresh")
+        samples += others(280, now_s, "shout", "error", "breaker_open")
+        samples += others(20, now_s, "whisper", "error", "redis_connection_failed")
+        samples += others(15, now_s, "whisper", "bypass")
+        count_up(app, samples + others(7, now_s, "shout", "failed", "redis_error", "set"))
+        return app
+
+    @pytest.mark.parametrize("command", ["stats", "summaries"])
+    def test_calls_that_are_no_look_up_have_columns_of_their_own(self, down: Celery, command: str) -> None:
+        lines = shown(down, command).splitlines()
+        head = next(line for line in lines if line.startswith("operation"))
+        row = next(line for line in lines if line.startswith("all"))
+        cells = [
+            row[: head.index(title) + len(title)].split()[-1]
+            for title in ("look-ups", "errors", "bypassed", "refreshed")
+        ]
+        assert cells == ["180", "300", "15", "5"]
+
+    @pytest.mark.parametrize("command", ["stats", "summaries"])
+    def test_errors_have_their_reasons(self, down: Celery, command: str) -> None:
+        text = shown(down, command)
+        reasons = "breaker_open 280, redis_connection_failed 20"
+        assert f"\n300 look-ups failed, and the bodies ran: {reasons}\n" in text
+        assert "\n7 answers could not be stored: redis_error 7\n" in text
+
+    def test_a_narrow_screen_keeps_the_errors(self, down: Celery) -> None:
+        lines = run(down, "stats", environ={"COLUMNS": "40"}).output.splitlines()
+        assert re.fullmatch(r"operation +look-ups +hit rate +errors", lines[0])
+        assert lines[1].split()[-1] == "280"
+
+    def test_the_worker_that_cannot_reach_the_store_is_seen(self, down: Celery) -> None:
+        count_up(down, calls(10, [time.time()], ["shout"]), "celery@well")
+        rows = {line.split()[0]: line.split() for line in shown(down, "stats").splitlines() if line}
+        assert rows["celery@here"][4] == "300"
+        assert rows["celery@well"][4] == "-"
+
+    def test_a_comparison_has_the_errors(self, down: Celery) -> None:
+        assert re.search(r"^errors +0 +300 ", shown(down, "summaries", "--compare", "10h"), re.MULTILINE)
+
+    def test_where_all_went_well_nothing_is_said_of_it(self, shop: Shop) -> None:
+        text = shown(shop.app, "stats") + shown(shop.app, "summaries")
+        assert not re.search("errors|bypassed|refreshed|failed|could not", text)
+
+
+class TestAlerts:
+    def test_values_are_in_units_that_people_read(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(
+            valkey.url,
+            aicache_memory_warning_bytes=1000,
+            aicache_hit_rate_floor=0.95,
+            aicache_hit_rate_min_lookups=1,
+            aicache_slow_operation_ms=0.04,
+        )
+        send(app, calls(30, [time.time()], ["shout"]))
+        shown(app, "rollup")
+        text = shown(app, "stats")
+        assert re.search(r"^warning: memory is [\d.]+ MB, threshold 1 KB, since \d{4}-.* UTC$", text, re.MULTILINE)
+        assert re.search(r"^warning: hit_rate of shout is [\d.]+ %, threshold 95 %, since", text, re.MULTILINE)
+        assert re.search(r"slow_operation of shout is [\d.]+ ms, threshold 40 µs, since", text)
 
 
 class TestJson:

@@ -209,6 +209,7 @@ def compare(now: SummaryRecord, before: SummaryRecord) -> list[Change]:
 FIGURES: Final[Mapping[str, Callable[[SummaryRecord], float | None]]] = {
     "lookups": lambda record: record.lookups,
     "hit_rate": lambda record: record.hit_rate,
+    "errors": lambda record: record.of("get", "error"),
     "get_p50_ms": lambda record: record.percentile_ms("get", 50),
     "get_p95_ms": lambda record: record.percentile_ms("get", 95),
     "get_p99_ms": lambda record: record.percentile_ms("get", 99),

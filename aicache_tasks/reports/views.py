@@ -6,7 +6,7 @@ In: rows of records, timings, counts, changes.   Out: `Table`.   Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -19,10 +19,12 @@ from aicache_tasks.reports.wording import (
     bar,
     duration,
     label,
+    measured,
     moment,
     money,
     number,
     percent,
+    plural,
     ratio,
     size,
     spark,
@@ -32,6 +34,9 @@ from aicache_tasks.summary import SummaryRecord
 
 BAR_COLUMNS: Final = 8
 TREND_COLUMNS: Final = 16
+UNCOUNTED: Final = ("error", "bypass", "refresh")
+"""The statuses of calls that ran their body and count as no look-up, in the order of the columns."""
+MOST_REASONS: Final = 4
 _HOUR_MINUTES: Final = 60
 
 
@@ -53,6 +58,11 @@ def _window(start: str) -> str:
     return moment(datetime.fromisoformat(start).timestamp())
 
 
+def rows_by_operation(records: Iterable[SummaryRecord]) -> dict[Group, SummaryRecord]:
+    """Return the rows of a table by operation; what concerns all has one if there were calls of it."""
+    return {(record.operation,): record for record in records if record.operation or record.of("get")}
+
+
 def figures_table(
     rows: Mapping[Group, SummaryRecord],
     by: Sequence[str],
@@ -61,7 +71,7 @@ def figures_table(
     trends: Mapping[Group, Sequence[float]] | None = None,
     plain: bool = False,
 ) -> Table:
-    """Return what operations, or windows, did.
+    """Return what operations, or windows, did. Look-ups are hits and misses; the other calls have columns of their own.
 
     Args:
         rows: a record each.
@@ -75,6 +85,9 @@ def figures_table(
         Column("look-ups"),
         Column("hit rate"),
         Column("", "mark", rank=2),
+        Column("errors"),
+        Column("bypassed", rank=3),
+        Column("refreshed", rank=9),
         Column("saved", rank=1),
         Column("saved tokens", rank=7),
         Column("saved cost", rank=7),
@@ -101,6 +114,7 @@ def _figures(record: SummaryRecord, plain: bool) -> list[str]:
         number(record.lookups),
         percent(rate),
         "" if rate is None else bar(rate, BAR_COLUMNS, plain=plain),
+        *(_times(record, status) for status in UNCOUNTED),
         duration(saved.compute_ns),
         number(saved.tokens.total()) if saved.tokens else NOTHING,
         money(saved.cost_micros / 1e6) if saved.cost_micros else NOTHING,
@@ -109,6 +123,10 @@ def _figures(record: SummaryRecord, plain: bool) -> list[str]:
         _ms(record.percentile_ms("compute", 50)),
         size(record.stored_bytes) if record.stored_bytes else NOTHING,
     ]
+
+
+def _times(record: SummaryRecord, status: str) -> str:
+    return number(times) if (times := record.of("get", status)) else NOTHING
 
 
 def _trend(values: Sequence[float], plain: bool) -> str:
@@ -165,6 +183,7 @@ def rows_table(
 _NAMES: Final = {
     "lookups": "look-ups",
     "hit_rate": "hit rate",
+    "errors": "errors",
     "get_p50_ms": "get p50",
     "get_p95_ms": "get p95",
     "get_p99_ms": "get p99",
@@ -249,16 +268,18 @@ def workers_table(workers: Mapping[str, Sequence[SummaryRecord]], now_s: float, 
         Column("worker or producer", "name"),
         Column("look-ups"),
         Column("hit rate"),
+        Column("errors"),
         Column("get p95", rank=2),
     ]
     columns += [Column("computed", rank=3), Column("the last hour", "mark", rank=1)]
     table = Table("", columns)
     for name, minutes in workers.items():
         total = total_of(minutes)
-        cells = [number(total.lookups), percent(total.hit_rate), _ms(total.percentile_ms("get", 95))]
+        cells = [number(total.lookups), percent(total.hit_rate), _times(total, "error")]
+        cells += [_ms(total.percentile_ms("get", 95))]
         cells += [number(total.of("compute")), spark(minutely(minutes, now_s), TREND_COLUMNS, plain=plain)]
         table.rows.append([label(name), *cells])
-    return table
+    return _without_empty(table, 1)
 
 
 def minutely(minutes: Iterable[SummaryRecord], now_s: float) -> list[float]:
@@ -272,9 +293,28 @@ def minutely(minutes: Iterable[SummaryRecord], now_s: float) -> list[float]:
 def alert_line(alert: AlertState) -> str:
     """Return an alert as a line."""
     of = f" of {label(alert.operation)}" if alert.operation else ""
-    value = NOTHING if alert.value is None else f"{alert.value:.6g}"
-    since = f"since {moment(alert.since)} UTC"
-    return f"{alert.level}: {alert.alert}{of} is {value} {alert.unit}, threshold {alert.threshold:.6g}, {since}"
+    value, threshold = measured(alert.value, alert.unit), measured(alert.threshold, alert.unit)
+    return f"{alert.level}: {alert.alert}{of} is {value}, threshold {threshold}, since {moment(alert.since)} UTC"
+
+
+def trouble_lines(total: SummaryRecord) -> Iterator[str]:
+    """Yield a line for each thing that went wrong: what the hit rate hides."""
+    if failed := total.of("get", "error"):
+        why = _reasons(total, "get", "error")
+        yield f"{plural(failed, 'look-up')} failed, and the bodies ran: {why}"
+    if failed := total.of("set", "failed"):
+        yield f"{plural(failed, 'answer')} could not be stored: {_reasons(total, 'set', 'failed')}"
+    if total.lost:
+        yield f"{plural(total.lost, 'timing')} lost: processes had no room for them, or could not send them"
+
+
+def _reasons(total: SummaryRecord, step: str, status: str) -> str:
+    """Return the reasons of a status, the most frequent first."""
+    found = sorted(
+        ((-count, reason) for (name, of, reason), count in total.counts.items() if (name, of) == (step, status)),
+    )
+    more = ["…"] if len(found) > MOST_REASONS else []
+    return ", ".join([*(f"{label(reason)} {number(-count)}" for count, reason in found[:MOST_REASONS]), *more])
 
 
 def _ms(value: float | None) -> str:

@@ -160,6 +160,23 @@ def percent(share: float | None) -> str:
     return ">99.9 %" if shown == "100" and share < 1 else f"{shown} %"
 
 
+def measured(value: float | None, unit: str) -> str:
+    """Return a value in one of the units that alerts have.
+
+    >>> [measured(value, unit) for value, unit in ((151.4, "ms"), (1_731_880, "bytes"), (0.4, "hits / look-ups"))]
+    ['151 ms', '1.73 MB', '40 %']
+    >>> measured(60, "an hour")
+    '60 an hour'
+    """
+    if value is None:
+        return NOTHING
+    if unit == "ms":
+        return duration(value * 1e6)
+    if unit == "bytes":
+        return size(value)
+    return percent(value) if unit == "hits / look-ups" else f"{number(value)} {unit}"
+
+
 def ratio(times: float | None) -> str:
     """Return how many times as much.
 

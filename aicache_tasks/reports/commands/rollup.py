@@ -18,11 +18,9 @@ import click
 from aicache_tasks.beat import roll_up
 from aicache_tasks.reports.commands.base import as_json as json_option
 from aicache_tasks.reports.commands.base import command, echo_json, reader_of, screen_of
-from aicache_tasks.reports.rows import Group
-from aicache_tasks.reports.views import figures_table
+from aicache_tasks.reports.views import figures_table, rows_by_operation
 from aicache_tasks.reports.wording import plural
 from aicache_tasks.summaries import Progress, RolledUp
-from aicache_tasks.summary import SummaryRecord
 
 
 @command
@@ -43,8 +41,7 @@ def rollup(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
     screen = screen_of(ctx)
     for line in _lines(done, dry_run):
         screen.line(line)
-    if done.totals:
-        named: dict[Group, SummaryRecord] = {(name,): record for name, record in sorted(done.totals.items())}
+    if named := rows_by_operation(record for _, record in sorted(done.totals.items())):
         screen.table(figures_table(named, ["operation"], plain=screen.plain_marks))
 
 

@@ -17,9 +17,8 @@ from aicache_tasks.reports import rows
 from aicache_tasks.reports.commands.base import as_json as json_option
 from aicache_tasks.reports.commands.base import command, echo_json, nothing_yet, place_of, reader_of, screen_of
 from aicache_tasks.reports.queries import Live, Reader, total_of
-from aicache_tasks.reports.rows import Group
 from aicache_tasks.reports.tables import Screen
-from aicache_tasks.reports.views import alert_line, figures_table, workers_table
+from aicache_tasks.reports.views import alert_line, figures_table, rows_by_operation, trouble_lines, workers_table
 from aicache_tasks.reports.wording import duration, iso, label, number, plural, size
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import StoreInfo
@@ -58,14 +57,14 @@ def stats(ctx: click.Context, as_json: bool) -> None:
 
 def _show(screen: Screen, now: Now, reader: Reader, place: str) -> None:
     live, plain = now.live, screen.plain_marks
-    named: dict[Group, SummaryRecord] = {
-        (name,): record for name, record in live.totals.items() if name or record.lookups
-    }
-    screen.table(figures_table(named, ["operation"], plain=plain))
-    if live.workers:
+    if named := rows_by_operation(live.totals.values()):
+        screen.table(figures_table(named, ["operation"], plain=plain))
         screen.line()
+    if live.workers:
         screen.table(workers_table(live.workers, live.at_s, plain=plain))
-    screen.line()
+        screen.line()
+    for line in trouble_lines(total_of(live.totals.values())):
+        screen.line(line, "warning")
     for line in _lines(now, reader.settings):
         screen.line(line)
     for alert in now.alerts:
@@ -81,12 +80,10 @@ def _server(store: StoreInfo | None) -> str:
 
 
 def _lines(now: Now, settings: Settings) -> Iterator[str]:
-    backlog, total = now.live.backlog, total_of(now.live.totals.values())
+    backlog = now.live.backlog
     if backlog.entries:
         age = f", {duration(backlog.age_s * 1e9)} old," if backlog.age_s else ""
         yield f"{plural(backlog.entries, 'batch')} ({size(backlog.bytes)}){age} waiting for the roll-up, counted above"
-    if total.lost:
-        yield f"{plural(total.lost, 'timing')} lost: processes had no room for them, or could not send them"
     if now.live.waiting.undecodable:
         yield f"{plural(now.live.waiting.undecodable, 'batch')} that cannot be read, and will be set aside"
     period_s = settings.rollup_period_s

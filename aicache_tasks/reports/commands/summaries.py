@@ -29,8 +29,15 @@ from aicache_tasks.reports.queries import Change, Merged, Reader, compare, total
 from aicache_tasks.reports.rows import Group
 from aicache_tasks.reports.spans import Cover, Span
 from aicache_tasks.reports.tables import Screen
-from aicache_tasks.reports.views import changes_by_operation, changes_table, figures_table, rows_table
-from aicache_tasks.reports.wording import iso, moment, plural
+from aicache_tasks.reports.views import (
+    changes_by_operation,
+    changes_table,
+    figures_table,
+    rows_by_operation,
+    rows_table,
+    trouble_lines,
+)
+from aicache_tasks.reports.wording import iso, moment
 from aicache_tasks.rollup import WINDOWS_S
 from aicache_tasks.summary import SummaryRecord
 
@@ -129,14 +136,13 @@ def _show(
 ) -> None:
     title, found = title_of(covered.span), rows.rows_of(records, by)
     if by == ("operation",):
-        named = {g: row for g, row in found.items() if isinstance(row, SummaryRecord) and (g[0] or row.lookups)}
+        named = rows_by_operation(row for row in found.values() if isinstance(row, SummaryRecord))
         trends = _trends(reader, covered.span, [group[0] for group in named])
         screen.table(figures_table(named, by, title=title, trends=trends, plain=screen.plain_marks))
     else:
         screen.table(rows_table(found, by, title=title, plain=screen.plain_marks))
-    lost = total_of(records).lost
-    if lost:
-        screen.line(f"{plural(lost, 'timing')} lost: processes had no room for them, or could not send them")
+    for line in trouble_lines(total_of(records)):
+        screen.line(line, "warning")
 
 
 def _trends(reader: Reader, span: Span, operations: Sequence[str]) -> dict[Group, list[float]]:
