@@ -41,7 +41,7 @@ def parse_duration(given: Duration, *, name: str) -> float:
     >>> parse_duration(90, name="ttl")
     90.0
     """
-    seconds = _seconds(given)
+    seconds = seconds_in(given)
     if seconds is None or math.isnan(seconds):
         raise SettingsError(
             f"{name}: {shorten(given)} is not a duration; write seconds or text such as '90s', '2h5m', '1d'"
@@ -66,7 +66,12 @@ def shorten(given: object) -> str:
     return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
 
 
-def _seconds(given: object) -> float | None:
+def seconds_in(given: object) -> float | None:
+    """Return *given* as seconds, whatever they are; None if it is no duration.
+
+    >>> seconds_in("100000d"), seconds_in("soon")
+    (8640000000.0, None)
+    """
     if isinstance(given, timedelta):
         return given.total_seconds()
     if isinstance(given, bool):

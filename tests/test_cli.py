@@ -428,6 +428,40 @@ class TestNothingToShow:
     def test_json_is_empty_and_no_failure(self, valkey: EmbeddedServer, command: str, lists: str) -> None:
         assert read(make_app(valkey.url), command)[lists] == []
 
+    def test_a_cache_that_is_switched_off_by_the_environment_is_told_of(
+        self, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AICACHE_DISABLED", "1")
+        done = run(make_app(valkey.url), "stats")
+        assert "aicache_disabled is set" in done.stderr
+        assert done.exit_code == 3
+
+    def test_eager_tasks_are_thought_of(self, valkey: EmbeddedServer) -> None:
+        text = shown(make_app(valkey.url), "stats", code=3)
+        assert "Under task_always_eager it uses the cache only with aicache_eager=True" in text
+
+    @pytest.mark.parametrize(
+        ("by", "said"),
+        [
+            ("tokens", r"no answer that 2 hits gave .* has tokens: .* aicache_tasks\.annotate\(usage=\{…\}\)"),
+            ("cost", r"no answer that 2 hits gave .* has a cost: .* aicache_tasks\.annotate\(cost=…\)"),
+            ("saved", "has a time that it took to compute: it was stored by hand"),
+            ("misses", "no look-up missed in this span"),
+            ("compute", "no body ran in this span"),
+        ],
+    )
+    def test_what_nothing_can_be_ordered_by_is_said(self, valkey: EmbeddedServer, by: str, said: str) -> None:
+        app = make_app(valkey.url)
+        count_up(app, others(2, time.time(), "shout", "hit"))
+        text = shown(app, "top", "--by", by, code=3)
+        assert re.match(said, text) or said in text
+        assert "nothing was recorded" not in text
+
+    def test_without_a_hit_nothing_was_saved(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        count_up(app, others(2, time.time(), "shout", "miss", "expired"))
+        assert shown(app, "top", "--by", "tokens", code=3) == "no look-up hit in this span: nothing was saved\n"
+
     def test_samples_that_are_off_are_told_of(self, valkey: EmbeddedServer) -> None:
         done = run(make_app(valkey.url, aicache_samples="off"), "stats")
         assert "aicache_samples is off" in done.stderr
@@ -492,6 +526,19 @@ class TestWhatIsWrong:
         text = shown(shop.app, *arguments, code=2)
         assert "Error: " in text
         assert "Traceback" not in text
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--since", "2127-01-01"), "--since: '2127-01-01' is in the future"),
+            (("--since", "2127-01-01", "--until", "2127-01-02"), "--since: '2127-01-01' is in the future"),
+            (("--since", "1h", "--until", "2h"), "--since: '1h' must be before --until, which is '2h'"),
+            (("--since", "now"), "--since: 'now' must be before --until, which is 'now'"),
+            (("--since", "100000d"), "--since: '100000d' is out of range"),
+        ],
+    )
+    def test_a_span_that_is_none_is_said_to_be(self, shop: Shop, arguments: tuple[str, ...], said: str) -> None:
+        assert said in shown(shop.app, "summaries", *arguments, code=2)
 
     def test_a_misspelt_command_is_put_right(self, shop: Shop) -> None:
         assert "did you mean summaries?" in shown(shop.app, "sumaries", code=2)

@@ -102,11 +102,31 @@ class TestMoments:
         assert parse_moment(text, NOW, name="--since") == moment
 
     @pytest.mark.parametrize(
-        "text", ["", "6", "20231114", "yesterday", "-6h", "6 h ago", "2023-13-01", "1e99", "9" * 99, "0000-01-01"]
+        "text",
+        [
+            "",
+            "6",
+            "20231114",
+            "yesterday",
+            "nan",
+            "inf",
+            "-6h",
+            "6 h ago",
+            "2023-13-01",
+            "1e99",
+            "9" * 99,
+            "0000-01-01",
+        ],
     )
     def test_anything_else_is_an_error_that_names_the_option(self, text: str) -> None:
         with pytest.raises(SettingsError, match=r"--since: .* is no time"):
             parse_moment(text, NOW, name="--since")
+
+    @pytest.mark.parametrize("text", ["100000d", "36501d", "6000w"])
+    def test_a_duration_that_is_too_long_is_said_to_be_out_of_range(self, text: str) -> None:
+        with pytest.raises(SettingsError, match=rf"--since: '{text}' is out of range: a hundred years"):
+            parse_moment(text, NOW, name="--since")
+        assert parse_moment("36500d", NOW, name="--since") == NOW - 36_500 * DAY
 
 
 class Shop(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from aicache_tasks.durations import parse_duration, shorten
+from aicache_tasks.durations import MAX_DURATION_S, seconds_in, shorten
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.rollup import AHEAD_S, WINDOWS_S, Keep
 
@@ -59,7 +59,7 @@ def parse_moment(text: str, now_s: float, *, name: str) -> float:
         name: of the option, for the error.
 
     Raises:
-        SettingsError: none of these.
+        SettingsError: none of these, or over a hundred years ago.
 
     >>> parse_moment("6h", 1_000_000.0, name="since")
     978400.0
@@ -71,14 +71,21 @@ def parse_moment(text: str, now_s: float, *, name: str) -> float:
         return now_s
     if (found := _iso_s(text)) is not None:
         return found
+    ago_s = None if _is_bare(text) else seconds_in(text)
+    if ago_s is None:
+        raise SettingsError(f"{name}: {shorten(text)} is no time; write 6h, 30m or 2d (ago), or 2026-11-22T10:00 (UTC)")
+    if ago_s > MAX_DURATION_S:
+        raise SettingsError(f"{name}: {shorten(text)} is out of range: a hundred years ago at most")
+    return now_s - ago_s
+
+
+def _is_bare(text: str) -> bool:
+    """Say whether *text* is a number without a unit."""
     try:
-        if text.replace(".", "", 1).isdigit():
-            raise SettingsError(f"{name}: no unit")
-        return now_s - parse_duration(text, name=name)
-    except SettingsError:
-        raise SettingsError(
-            f"{name}: {shorten(text)} is no time; write 6h, 30m or 2d (ago), or 2026-11-22T10:00 (UTC)"
-        ) from None
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _iso_s(text: str) -> float | None:

@@ -26,12 +26,12 @@ from typing import Any, NoReturn, TypeVar
 import click
 from celery.bin.base import CeleryCommand
 
-from aicache_tasks.durations import parse_duration
+from aicache_tasks.durations import parse_duration, shorten
 from aicache_tasks.errors import SettingsError, StoreError, UnknownPayload
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.reports.spans import Span, parse_moment
 from aicache_tasks.reports.tables import Screen
-from aicache_tasks.reports.wording import label, plural
+from aicache_tasks.reports.wording import label, moment, plural
 from aicache_tasks.runtime import Runtime, runtime_of
 from aicache_tasks.settings import mask_url
 
@@ -113,6 +113,11 @@ def reader_of(ctx: click.Context) -> Reader:
     runtime = _runtime(ctx)
     if runtime.settings.samples == "off":
         click.echo("aicache_samples is off: tasks add nothing to what is shown", err=True)
+    if runtime.settings.disabled:
+        click.echo(
+            "aicache_disabled is set: with this setting each call runs its body and adds nothing to what is shown",
+            err=True,
+        )
     return Reader(runtime.cache.parts)
 
 
@@ -147,8 +152,9 @@ def nothing_yet(ctx: click.Context, reader: Reader) -> NoReturn:
     if entries:
         raise Nothing(f"nothing is rolled up yet; {waiting}. Is beat running, and a worker?")
     raise Nothing(
-        f"nothing is recorded yet in {place_of(ctx)}. Has a task with cache= run? Do the workers have the same "
-        "aicache_url and aicache_namespace, and aicache_samples not off?"
+        f"nothing is recorded yet in {place_of(ctx)}. Has a task with cache= run? Under task_always_eager it uses the "
+        "cache only with aicache_eager=True. Do the workers have the same aicache_url and aicache_namespace, and "
+        "neither aicache_samples=off nor aicache_disabled?"
     )
 
 
@@ -197,8 +203,10 @@ def span_of(reader: Reader, since: str, until: str) -> Span:
     """
     now_s = reader.now_s()
     span = Span(parse_moment(since, now_s, name="--since"), parse_moment(until, now_s, name="--until"))
+    if span.start_s > now_s:
+        raise SettingsError(f"--since: {shorten(since)} is in the future; it is {moment(now_s)} UTC")
     if span.length_s <= 0:
-        raise SettingsError("--since: must be before --until")
+        raise SettingsError(f"--since: {shorten(since)} must be before --until, which is {shorten(until)}")
     return span
 
 

@@ -77,7 +77,7 @@ class Dimensions(_Names):
 
 
 @command
-@spanned(SINCE)
+@spanned(f"{SINCE}, or as long as --compare says")
 @click.option(
     "--by",
     type=Dimensions(),
