@@ -28,6 +28,7 @@ TASK: Final = "aicache_tasks.rollup"
 ENTRY: Final = "aicache-rollup"
 LEAST_EXPIRES_S: Final = 600.0
 EXPIRES_PERIODS: Final = 10
+_MAX_DIGITS: Final = 15
 _ASKED: Final = "asked_s"
 """Field of the inbox's state: when beat, or somebody, last asked for a roll-up."""
 
@@ -77,15 +78,29 @@ def _at_beat_s_start(sender: Any, **_: Any) -> None:
     app = sender.app
     if not _is_ours(app):
         return
-    try:
-        _rollup_entry(read_settings(app))
-    except SettingsError as error:
-        log.warning("aicache: no roll-up is scheduled: %s", error)
+    if missing := _what_is_missing(app):
+        log.warning("aicache: no roll-up is scheduled: %s", missing)
     before = app.conf.beat_schedule.get(ENTRY)
     schedule(app)
     entry = app.conf.beat_schedule.get(ENTRY)
     if entry is not None and entry != before:
         sender.scheduler.update_from_dict({ENTRY: entry})
+
+
+def _what_is_missing(app: Any) -> str:
+    """Return why there is no entry, if nobody asked for that; beat often lacks the workers' environment."""
+    try:
+        settings = read_settings(app)
+    except SettingsError as error:
+        return str(error)
+    is_unwanted = settings.disabled or settings.samples == "off" or settings.rollup_period_s == 0
+    if is_unwanted or _is_the_user_s(app.conf.beat_schedule.get(ENTRY)):
+        return ""
+    if settings.url is None:
+        return "aicache_url is not set here; start beat with the AICACHE_URL, or the app.conf, that the workers have"
+    if _is_in_memory(settings.url):
+        return "aicache_url is memory://, which is each process's own; summary records need a Redis or Valkey server"
+    return ""
 
 
 def _is_ours(app: Any) -> bool:
@@ -110,7 +125,7 @@ def schedule(app: Any) -> None:
     """Make the entry of `ENTRY` in beat's schedule what the settings say, unless the user wrote one of that name."""
     entries = app.conf.beat_schedule
     present = entries.get(ENTRY)
-    if present is not None and not isinstance(present, OurEntry):
+    if _is_the_user_s(present):
         return
     try:
         entry = _rollup_entry(read_settings(app))
@@ -122,9 +137,17 @@ def schedule(app: Any) -> None:
         del entries[ENTRY]
 
 
+def _is_the_user_s(entry: Any) -> bool:
+    return entry is not None and not isinstance(entry, OurEntry)
+
+
+def _is_in_memory(url: str) -> bool:
+    return urlsplit(url).scheme == "memory"
+
+
 def _rollup_entry(settings: Settings) -> OurEntry | None:
     """Return the entry, None if there is nothing to roll up or the user wants none."""
-    has_records = settings.url is not None and urlsplit(settings.url).scheme != "memory" and settings.samples != "off"
+    has_records = settings.url is not None and not _is_in_memory(settings.url) and settings.samples != "off"
     if not has_records or settings.rollup_period_s == 0:
         return None
     return OurEntry(task=TASK, schedule=timedelta(seconds=settings.rollup_period_s), options=_options(settings))
@@ -187,6 +210,6 @@ def _note_that_it_was_asked_for(summaries: Summaries) -> None:
 def since_asked_s(summaries: Summaries) -> float | None:
     """Return how long ago a roll-up was last asked for, by beat or a user; None if it never was."""
     ((held,),) = summaries.ask(summaries.inbox.fetch, [(summaries.keys.state, [_ASKED])])
-    if held is None or not held.isdigit():
+    if held is None or not held.isdigit() or len(held) > _MAX_DIGITS:
         return None
     return max(summaries.ask(summaries.inbox.head, 0).now_ms / 1000 - int(held), 0.0)

@@ -180,6 +180,40 @@ class TestBeatStarts:
         said = [record.getMessage() for record in caplog.records if "no roll-up is scheduled" in record.getMessage()]
         assert said == ["aicache: no roll-up is scheduled: unknown setting aicache_tll; did you mean aicache_ttl?"]
 
+    @pytest.mark.parametrize(
+        ("settings", "why"),
+        [
+            ({"aicache_url": None}, "aicache_url is not set here; start beat with the AICACHE_URL"),
+            ({"aicache_url": "memory://"}, "aicache_url is memory://"),
+            ({"aicache_url": None, "aicache_share_backend": True}, "aicache_url is not set: give the cache a server"),
+        ],
+        ids=str,
+    )
+    def test_a_server_that_is_missing_here_is_said(
+        self, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], why: str
+    ) -> None:
+        beat(make(**settings, beat_schedule={"own": OWN}), tmp_path).sync()
+        (said,) = [record for record in caplog.records if record.name == "aicache_tasks"]
+        assert said.levelname == "WARNING"
+        assert said.getMessage().startswith(f"aicache: no roll-up is scheduled: {why}")
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"aicache_url": URL},
+            {"aicache_url": None, "aicache_samples": "off"},
+            {"aicache_url": None, "aicache_rollup_period_s": 0},
+            {"aicache_url": None, "aicache_disabled": True},
+            {"aicache_url": None, "beat_schedule": {ENTRY: {"task": TASK, "schedule": 7.0}}},
+        ],
+        ids=str,
+    )
+    def test_nothing_is_said_where_all_is_as_somebody_asked_for(
+        self, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
+    ) -> None:
+        beat(make(**settings), tmp_path).sync()
+        assert [record.getMessage() for record in caplog.records if record.name == "aicache_tasks"] == []
+
     def test_another_application_s_beat_gets_none(self, make: Make, tmp_path: Path) -> None:
         finalized(make(aicache_url=URL))
         other = LoneCelery("other", broker="memory://", set_as_current=False)
