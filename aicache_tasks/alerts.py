@@ -46,6 +46,7 @@ _LOG_LEVELS: Final[Mapping[Level, int]] = {
     "warning": logging.WARNING,
     "critical": logging.ERROR,
 }
+_BYTES: Final = ("B", "KB", "MB", "GB", "TB", "PB")
 _HOUR_S: Final = 3600
 _MINUTE_S: Final = 60
 _MAX_STATE_BYTES: Final = 512
@@ -252,11 +253,29 @@ def _change(reading: _Reading, before: _Held, after: _Held) -> AlertChange:
 
 def _log(change: AlertChange) -> None:
     of = f" of {shown(change.operation)}" if change.operation else ""
-    value = "no figures" if change.value is None else f"{change.value:.6g} {change.unit}"
-    text = "aicache.alert %s%s is %s, was %s: %s (threshold %.6g)"
-    extra = {"aicache": {"alert": change.alert, "level": change.level, "operation": shown(change.operation)}}
+    value, threshold = (_readable(number, change.unit) for number in (change.value, change.threshold))
+    text = "aicache.alert %s%s is %s, was %s: %s (threshold %s)"
+    extra = {"aicache": change._asdict() | {"operation": shown(change.operation)}}
     level = _LOG_LEVELS[cast("Level", change.level)]
-    log.log(level, text, change.alert, of, change.level, change.before, value, change.threshold, extra=extra)
+    log.log(level, text, change.alert, of, change.level, change.before, value, threshold, extra=extra)
+
+
+def _readable(value: float | None, unit: str) -> str:
+    """Return a value for people.
+
+    >>> [_readable(*given) for given in ((151.4, "ms"), (0.04, "ms"), (4321.9, "ms"), (60, "an hour"), (None, "ms"))]
+    ['151 ms', '0.04 ms', '4,322 ms', '60 an hour', 'no figures']
+    >>> [_readable(count, "bytes") for count in (1000, 1_731_880, 52_428_800)], _readable(0.876, "hits / look-ups")
+    (['1 KB', '1.732 MB', '52.43 MB'], '87.6 %')
+    """
+    if value is None:
+        return "no figures"
+    if unit == "bytes":
+        thousands = min((len(f"{value:.0f}") - 1) // 3, len(_BYTES) - 1)
+        return f"{value / 1000**thousands:.4g} {_BYTES[thousands]}"
+    if unit == "hits / look-ups":
+        return f"{100 * value:.4g} %"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
 
 
 # Its state in Redis.

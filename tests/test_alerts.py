@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -223,6 +224,32 @@ def test_a_change_is_one_log_line_of_its_level_with_the_name_escaped(
     assert lines[0][1].startswith(f"aicache.alert slow_operation of {cut} is warning, was normal: ")
     assert lines[1][1].startswith(f"aicache.alert slow_operation of {cut} is normal, was warning: ")
     assert lines[2][1].startswith("aicache.alert memory is critical, was normal: ")
+
+
+def test_a_log_line_has_figures_for_people_and_the_record_the_numbers(
+    office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "aicache_tasks.alerts")
+    office.feed("get", "hit", 9, ms=2_500)
+    office.feed("get", "miss", 91, ms=2_500)
+    office.feed("invalidate", "success", 1234, operation="")
+    office.judge(memory_warning_bytes=1000, hit_rate_floor=0.5)
+    office.judge(slow_operation_ms=3000)
+    lines = {record.args[0]: record for record in caplog.records if record.args and record.levelname != "INFO"}
+    said = {alert: record.getMessage().partition("was normal: ")[2] for alert, record in lines.items()}
+    assert re.fullmatch(r"\d[\d.]* MB \(threshold 1 KB\)", said.pop("memory"))
+    assert re.fullmatch(r"2,[45]\d\d ms \(threshold 50 ms\)", said.pop("slow_operation"))
+    assert said == {
+        "hit_rate": "9 % (threshold 50 %)",
+        "invalidation_rate": "1,234 an hour (threshold 100 an hour)",
+    }
+    assert not any("e+" in record.getMessage() for record in caplog.records)
+    numbers = lines["hit_rate"].aicache  # type: ignore[attr-defined]
+    assert numbers == {
+        "alert": "hit_rate", "operation": "'shout'", "level": "warning", "before": "normal", "value": 0.09,
+        "threshold": 0.5, "unit": "hits / look-ups", "since": numbers["since"],
+    }  # fmt: skip
+    assert "no figures (threshold 0 %)" in [r.getMessage() for r in caplog.records if "hit_rate" in r.getMessage()][-1]
 
 
 def test_of_several_at_once_one_tells_of_each_change(office: Office) -> None:
