@@ -115,6 +115,16 @@ def decode_batch(data: bytes) -> Batch:
         raise CorruptPayload("not the samples of a batch") from None
 
 
+def raw_bytes(data: bytes) -> int:
+    """Return how long a batch says that it is when it is inflated; what is no batch is as long as it is."""
+    if data[:_HEAD_BYTES] != bytes((VERSION, _ZSTD)):
+        return len(data)
+    try:
+        return max(zstandard.frame_content_size(memoryview(data)[_HEAD_BYTES:]), 0)
+    except zstandard.ZstdError:
+        return len(data)
+
+
 def _inflated(data: bytes) -> bytes:
     body = memoryview(data)[_HEAD_BYTES:]
     if data[1] == _PLAIN:

@@ -14,7 +14,8 @@ from typing import Final
 from aicache_tasks.keys import operation_slug
 
 _LETTERS: Final = {"minute": "m", "hour": "h", "day": "d"}
-_NO_OPERATION: Final = "-"
+_NO_OPERATION: Final = "~"
+"""No slug of an operation: those that were changed go on after it."""
 
 
 class SampleKeys:
@@ -44,6 +45,11 @@ class SampleKeys:
     def worker(self, worker: str) -> str:
         """Return the key of the hash of a worker's last hour, by minute."""
         return f"{self._tag}w:{_slug(worker)}"
+
+    def kinds(self) -> dict[str, str]:
+        """Return the Redis type of each key that is neither an operation's nor a worker's."""
+        hashes = (self.state, self.seen, self.totals, self.workers, self.alerts)
+        return {self.inbox: "list", self.aside: "list", self.ends: "zset"} | dict.fromkeys(hashes, "hash")
 
     def field(self, kind: str, name: str, start: int) -> tuple[str, str]:
         """Return key and field of one record: of an operation's ``total`` or window, or of a ``worker``'s minute.

@@ -11,14 +11,17 @@ roll-ups need no lock: of two at once one is refused and reads again, and one th
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
-from aicache_tasks.batches import decode_batch
-from aicache_tasks.errors import CorruptPayload, PayloadError, SettingsError
+from aicache_tasks.batches import decode_batch, raw_bytes
+from aicache_tasks.errors import CorruptPayload, PayloadError, SettingsError, StoreRefused, UnknownPayload
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.monitor.advice import shown
 from aicache_tasks.parts import Parts
 from aicache_tasks.rollup import NOBODY, WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
 from aicache_tasks.samplekeys import SampleKeys
@@ -28,6 +31,8 @@ from aicache_tasks.summary import SummaryRecord
 
 if TYPE_CHECKING:  # it imports redis
     from aicache_tasks.stores.redis import RedisStore
+
+log = logging.getLogger("aicache_tasks")
 
 PIECE_BYTES: Final = 256 * 1024
 """About how much of the inbox is read and committed at once."""
@@ -42,12 +47,16 @@ MAX_WORKERS: Final = 1000
 
 _MAX_ENTRIES: Final = 4096
 _ASIDE_BYTES: Final = 64 * 1024
+_INFLATED_BYTES: Final = 8 * 2**20
+"""How long the entries of one piece may be when they are inflated."""
 _DIGITS: Final = 13
 _FIELDS_AT_ONCE: Final = 500
 _SWEPT_AT_ONCE: Final = 5000
 _FAR_S: Final = 172_800
 _LATE_S: Final = 3600
 """How much longer records lie than they are read: a roll-up that began before may still write them."""
+
+_WRITES: Final = frozenset({"commit", "sweep", "drop_fields", "swap", "move_strangers"})
 
 T = TypeVar("T")
 Progress = Callable[[int, int], object]
@@ -133,6 +142,9 @@ class Summaries:
             StoreError: the server went away; what was counted is counted, the rest waits.
             UnknownPayload: the records were written by a newer version, which has to go on with them.
         """
+        return self._mending(self.keys.kinds(), lambda: self._roll_up(yields, progress))
+
+    def _roll_up(self, yields: bool, progress: Progress | None) -> RolledUp:
         done, goal, taken, known, reach = RolledUp(), -1, 0, self._known(), _MAX_ENTRIES
         while True:
             head = self.ask(self.inbox.head, PIECE_BYTES)
@@ -143,7 +155,7 @@ class Summaries:
             if not head.turn:
                 self._take_first_turn()
                 continue
-            piece = self._fold(head, head.entries[:reach], known)
+            piece = self._fold(head, _bounded(head.entries[:reach]), known)
             reach = 2 * len(piece.taken)  # what was too much now is too much again
             if self._commit(head, piece, done):
                 taken += len(piece.taken)
@@ -161,7 +173,7 @@ class Summaries:
             would.waiting = head.waiting
             if not head.entries:
                 return would
-            piece = self._fold(head, head.entries[:reach], known, seen)
+            piece = self._fold(head, _bounded(head.entries[:reach]), known, seen)
             reach = 2 * len(piece.taken)
             seen.update(piece.fold.seen)
             _note(would, piece)
@@ -240,12 +252,25 @@ class Summaries:
         for place in deltas:
             key, name = self.keys.field(*place)
             places.setdefault(key, []).append((name, place))
-        held = self.ask(self.inbox.fetch, [(key, [name for name, _ in there]) for key, there in places.items()])
+        wanted = [(key, [name for name, _ in there]) for key, there in places.items()]
+        held = self._mending(dict.fromkeys(places, "hash"), lambda: self.ask(self.inbox.fetch, wanted))
         return {
             place: _sum(data, place, deltas[place], damaged)
             for there, found in zip(places.values(), held, strict=True)
             for (_, place), data in zip(there, found, strict=True)
         }
+
+    def _mending(self, kinds: Mapping[str, str], do: Callable[[], T]) -> T:
+        """Return what *do* does. Keys of other Redis types than *kinds* says are put out of the way."""
+        try:
+            return do()
+        except StoreRefused as error:
+            moved = self.ask(self.inbox.move_strangers, kinds) if "WRONGTYPE" in error.detail else []
+            if not moved:
+                raise
+        for key in moved:
+            log.warning("aicache.summaries: %s held a value of another type; it is now %s:aside", key, key)
+        return do()
 
     # Forget.
 
@@ -254,9 +279,9 @@ class Summaries:
         while self.ask(self.inbox.sweep, now_s, _FIELDS_AT_ONCE) == _FIELDS_AT_ONCE:
             pass
         operations, workers = self.operations(), self._worker_times()
-        for worker, seen_s in workers.items():
-            if seen_s < now_s - WORKER_KEEP_S - _LATE_S:
-                self._forget_worker(worker)
+        for name, seen in self.ask(self.inbox.hash, self.keys.workers).items():
+            if _epoch_s(seen, 0) < now_s - WORKER_KEEP_S - _LATE_S:
+                self._forget_worker(name)
         for kind, length in WINDOWS_S.items():
             keys = [self.keys.records(operation, kind) for operation in operations]
             self._sweep(kind, keys, length, now_s - getattr(self._keep, kind))
@@ -270,14 +295,14 @@ class Summaries:
         end_s = min(end_s, begin_s + _SWEPT_AT_ONCE * length)
         fields = [str(start) for start in range(begin_s, end_s, length)]
         for key in keys if fields else ():
-            self.ask(self.inbox.drop_fields, key, fields)
+            self._mending({key: "hash"}, lambda key=key: self.ask(self.inbox.drop_fields, key, fields))  # type: ignore[misc]
         if held != (swept := b"%d" % end_s):
             self.ask(self.inbox.swap, self.keys.state, mark, held, swept)
 
-    def _forget_worker(self, worker: str) -> None:
-        key = self.keys.worker(worker)
+    def _forget_worker(self, name: bytes) -> None:
+        key = self.keys.worker(_text(name))
         self.ask(self.inbox.drop_fields, key, list(self.ask(self.inbox.hash, key)))
-        self.ask(self.inbox.drop_fields, self.keys.workers, [worker])
+        self.ask(self.inbox.drop_fields, self.keys.workers, [name])
 
     # Read.
 
@@ -320,8 +345,7 @@ class Summaries:
     def backlog(self) -> Backlog:
         """Return what waits, and for how long: 0 if nothing does."""
         head = self.ask(self.inbox.head, 0)
-        age_s = max(head.now_ms - head.since_ms, 0) / 1000 if head.waiting and head.since_ms else 0.0
-        return Backlog(head.waiting, head.waiting_bytes, age_s)
+        return Backlog(head.waiting, head.waiting_bytes, _age_s(head))
 
     def _read_fields(self, key: str, starts: Sequence[int], name: str, kind: str) -> Iterator[SummaryRecord]:
         for first in range(0, len(starts), _FIELDS_AT_ONCE):
@@ -337,7 +361,8 @@ class Summaries:
     def ask(self, ask: Callable[..., T], *given: Any, **named: Any) -> T:
         """Return what *ask* does, a call of the inbox: as an operator's, with a budget of its own."""
         bound = (lambda *args: ask(*args, **named)) if named else ask
-        return self.parts.store.operate(bound, Budget(ADMIN_BUDGET_S), *given)
+        writes = ask.__name__ in _WRITES  # a read says nothing of whether the server takes writes
+        return self.parts.store.operate(bound, Budget(ADMIN_BUDGET_S), *given, writes=writes)
 
 
 def _note(done: RolledUp, piece: _Piece) -> None:
@@ -369,6 +394,9 @@ def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[b
             total = SummaryRecord.unpack(data, place.name, place.kind, place.start)
         except CorruptPayload:
             damaged.append(data[:_ASIDE_BYTES])
+        except UnknownPayload as error:
+            what = f"record {place.kind} {place.start} of {shown(place.name)}"
+            raise UnknownPayload(f"{what}: {error}; newer workers have to roll up, or it must be removed") from None
     total.merge(delta)
     return total
 
@@ -380,6 +408,19 @@ def _read(data: bytes | None, name: str, kind: str, start: int) -> Iterator[Summ
             yield SummaryRecord.unpack(data, name, kind, start)
         except PayloadError:
             return
+
+
+def _bounded(entries: list[bytes]) -> list[bytes]:
+    """Return the first of *entries*, as many as may be inflated at once; one at least."""
+    sizes = accumulate(map(raw_bytes, entries))
+    return entries[: max(sum(1 for _ in takewhile(lambda size: size <= _INFLATED_BYTES, sizes)), 1)]
+
+
+def _age_s(head: Head) -> float:
+    """Return how long the oldest entry has waited. A clock that was put back hides it: then it is taken for old."""
+    if not head.waiting or not head.since_ms:
+        return 0.0
+    return abs(head.now_ms - head.since_ms) / 1000
 
 
 def _tell(progress: Progress | None, done: int, of: int) -> None:

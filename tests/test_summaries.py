@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+import zstandard
 from redis.crc import key_slot
 
 from aicache_tasks import AIResponseCache
@@ -393,14 +395,66 @@ class TestDamage:
         assert bench.summaries.roll_up().samples == 1
         assert list(bench.summaries.workers()) == ["celery@a"]
 
-    def test_a_key_of_another_type_is_an_error_and_loses_nothing(self, bench: Bench) -> None:
-        bench.client.set(bench.keys.records("shout", "hour"), "text")
-        bench.put(a_hit(now()))
-        with pytest.raises(StoreError):
-            bench.summaries.roll_up()
-        assert bench.client.llen(bench.keys.inbox) == 1
-        bench.client.delete(bench.keys.records("shout", "hour"))
+    @pytest.mark.parametrize(
+        "name", ["inbox", "state", "seen", "ends", "aside", "totals", "workers", "minute", "hour", "day", "worker"]
+    )
+    def test_a_key_of_another_type_is_put_out_of_the_way(self, bench: Bench, name: str) -> None:
+        own = {kind: bench.keys.records("shout", kind) for kind in ("minute", "hour", "day")}
+        own["worker"] = bench.keys.worker("celery@a")
+        key = own.get(name) or getattr(bench.keys, name)
+        if name in ("inbox", "state"):  # then nothing could be put in
+            bench.client.sadd(key, "text")
+            assert bench.summaries.roll_up().samples == 0
+            bench.put(a_hit(now()), origin="celery@a")
+        else:
+            bench.put(a_hit(now()), origin="celery@a")
+            bench.client.sadd(key, "text")
         assert bench.summaries.roll_up().samples == 1
+        assert bench.client.smembers(f"{key}:aside") == {b"text"}
+        assert bench.hits() == 1
+
+    def test_an_operation_is_not_taken_for_what_concerns_all(self, bench: Bench) -> None:
+        bench.put(a_hit(now(), "-"), a_hit(now(), ""), a_hit(now(), "-"))
+        bench.summaries.roll_up()
+        assert [sum(r.hits for r in bench.all_of("minute", name)) for name in ("-", "")] == [2, 1]
+
+    def test_what_inflates_to_much_is_read_in_pieces(self, bench: Bench) -> None:
+        data = b"\x01\x01" + zstandard.compress(bytes(2**20))
+        bench.client.rpush(bench.keys.inbox, *[data] * 200)
+        tracemalloc.start()
+        assert bench.summaries.roll_up().undecodable == 200
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak_bytes < 48 * 2**20
+
+    @pytest.mark.parametrize("held", ["0", "1", "9" * 19, "many"])
+    def test_a_state_that_lies_about_the_size_changes_nothing(self, bench: Bench, held: str) -> None:
+        for _ in range(300):
+            bench.put(a_hit(now()))
+        bench.client.hset(bench.keys.state, "bytes", held)
+        bench.put(a_hit(now()))
+        assert bench.summaries.roll_up().samples == 301
+        assert bench.summaries.backlog() == (0, 0, 0.0)
+
+    def test_to_read_does_not_say_that_the_server_takes_writes(self, bench: Bench) -> None:
+        guard = bench.summaries.parts.store
+        guard.writes.failed("OutOfMemoryError OOM")
+        bench.summaries.backlog()
+        bench.summaries.totals()
+        assert guard.writes.is_open
+        bench.summaries.roll_up()
+        assert not guard.writes.is_open
+
+    def test_after_a_clock_was_put_back_what_waits_is_taken_for_old(self, bench: Bench) -> None:
+        bench.put(a_hit(now()))
+        bench.client.hset(bench.keys.state, "since_ms", int(now() * 1000) + 86_400_000)
+        assert bench.summaries.backlog().age_s == pytest.approx(86_400, abs=60)
+
+    def test_names_that_are_no_text_are_forgotten_too(self, bench: Bench) -> None:
+        bench.client.hset(bench.keys.workers, mapping={b"\xff\xfe": 5, b"\xff": b"text"})
+        bench.put(a_hit(now()), origin="celery@a")
+        bench.summaries.roll_up()
+        assert bench.client.hkeys(bench.keys.workers) == [b"celery@a"]
 
 
 class TestServerTrouble:

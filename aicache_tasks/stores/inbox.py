@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aicache_tasks.errors import StoreRefused
@@ -31,6 +31,10 @@ MAX_ASIDE: Final = 100
 TURN_BYTES: Final = 8
 _USUAL_ENTRY_BYTES: Final = 2048
 """What an entry is taken to have where the state does not say."""
+_LEAST_ENTRY_BYTES: Final = 1
+_MOST_ENTRY_BYTES: Final = 2**21
+MAX_ENTRIES: Final = 4096
+"""The most entries that are read at once, however short they are."""
 _FIELDS_AT_ONCE: Final = 500
 _ROLES: Final = frozenset({b"inbox", b"state", b"seen", b"ends", b"aside", b"records"})
 
@@ -89,8 +93,7 @@ class Inbox:
         empty = self._store.ask(packed, 3, budget, _state, may_repeat=True)
         if empty.waiting <= offset:
             return empty
-        average = (empty.waiting_bytes or empty.waiting * _USUAL_ENTRY_BYTES) / empty.waiting
-        last = offset + max(int(limit_bytes / average), 1) - 1
+        last = offset + min(max(int(limit_bytes / _average(empty)), 1), MAX_ENTRIES) - 1
         return empty._replace(entries=self._range(self._keys.inbox, offset, last, budget))
 
     def seen(self, processes: Sequence[bytes], budget: Budget) -> list[int]:
@@ -146,6 +149,15 @@ class Inbox:
         given: list[str | bytes] = [field, new] if old is None else [field, new, old]
         return self._store.run("swap", [key], given, budget, number_of) == 1
 
+    def move_strangers(self, kinds: Mapping[str, str], budget: Budget) -> list[str]:
+        """Rename each key that has another Redis type than *kinds* says, to its name and ``:aside``; return them."""
+        types = self._store.ask(pack_all([[b"TYPE", key] for key in kinds]), len(kinds), budget, _texts)
+        wrong = [key for (key, kind), found in zip(kinds.items(), types, strict=True) if found not in ("none", kind)]
+        if wrong:
+            renames = pack_all([[b"RENAME", key, f"{key}:aside"] for key in wrong])
+            self._store.ask(renames, len(wrong), budget, lambda got: [accept(reply) for reply in got])
+        return wrong
+
     def aside(self, limit: int, budget: Budget) -> list[bytes]:
         """Return the newest entries that could not be read, *limit* at most."""
         return self._range(self._keys.aside, -limit, -1, budget) if limit > 0 else []
@@ -153,6 +165,12 @@ class Inbox:
     def _range(self, key: str, first: int, last: int, budget: Budget) -> list[bytes]:
         packed = pack(b"LRANGE", key, b"%d" % first, b"%d" % last)
         return self._store.ask(packed, 1, budget, lambda got: _present(got[0]), may_repeat=True)
+
+
+def _average(head: Head) -> float:
+    """Return how long an entry is on average, as the state has it; the usual length where that cannot be."""
+    average = head.waiting_bytes / head.waiting
+    return average if _LEAST_ENTRY_BYTES <= average <= _MOST_ENTRY_BYTES else _USUAL_ENTRY_BYTES
 
 
 def _committed(keys: SampleKeys, commit: Commit) -> tuple[list[str], list[str | bytes]]:
@@ -193,6 +211,10 @@ def _state(replies: list[Any]) -> Head:
 
 def _each(replies: list[Any], sizes: list[int]) -> list[list[bytes | None]]:
     return [values_of(reply, size) for reply, size in zip(replies, sizes, strict=True)]
+
+
+def _texts(replies: list[Any]) -> list[str]:
+    return [accept(reply).decode() for reply in replies]
 
 
 def _present(reply: Any) -> list[bytes]:

@@ -10,6 +10,8 @@ local waiting = redis.call('LLEN', KEYS[1])
 local held = tonumber(redis.call('HGET', KEYS[2], 'bytes') or 0) or 0
 if waiting == 0 then
   held = 0 -- also if the entries were lost to whoever emptied the list
+elseif held > waiting * 2097152 then
+  held = waiting * 2048 -- no entry is so long: somebody else wrote that
 end
 if held + #ARGV[1] > tonumber(ARGV[2]) then
   return -1
