@@ -360,7 +360,7 @@ class TestTheApplication:
 
     def test_a_model_that_the_key_ignores(self, app: Celery) -> None:
         add(app, ignore=("model",))
-        finding, *_ = found(app, application.models)
+        finding = one(app, application.models)
         assert (finding.level, "shop.task (model)" in finding.what) == ("fail", True)
 
     def test_a_key_that_does_not_say_the_model(self, app: Celery) -> None:

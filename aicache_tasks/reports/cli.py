@@ -13,7 +13,8 @@ import click
 from celery.bin.base import handle_preload_options
 
 COMMANDS: Final = (
-    *("stats", "summaries", "top", "rollup", "export", "peek", "explain", "invalidate", "purge", "doctor", "metrics"),
+    *("stats", "summaries", "top", "rollup", "export", "report"),
+    *("peek", "explain", "invalidate", "purge", "doctor", "metrics"),
 )
 """Each is in a module of its name in `aicache_tasks.reports.commands`."""
 

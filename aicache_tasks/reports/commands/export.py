@@ -71,7 +71,7 @@ def export(
     reader = reader_of(ctx)
     span, names = span_of(reader, since or SINCE, until), wanted(operations)
     names = tuple(sorted(set(names))) if names else tuple(reader.summaries.operations())
-    with _opened(output, force) as out, progress_bar("exporting") as progress:
+    with opened(output, force) as out, progress_bar("exporting") as progress:
         written = 0
         for done, name in enumerate(names):
             for record in _records(reader, span, resolution, name):
@@ -93,7 +93,7 @@ def _records(reader: Reader, span: Span, resolution: str, name: str) -> Iterator
 
 
 @contextlib.contextmanager
-def _opened(path: Path | None, force: bool) -> Iterator[TextIO]:
+def opened(path: Path | None, force: bool) -> Iterator[TextIO]:
     """Open *path* for writing: a file that is there stays as it is unless *force*, and until all is written."""
     if path is None or str(path) == "-":
         yield sys.stdout

@@ -53,7 +53,7 @@ def _lines(entry: CacheEntry) -> Iterator[tuple[str, str]]:
     yield "operation", label(entry.operation)
     yield "key", label(entry.key, 200)
     yield "stored", f"{duration(entry.age_s * 1e9)} ago, for another {duration(entry.ttl_s * 1e9)}"
-    yield "size", f"{size(entry.raw_bytes)}, {size(entry.stored_bytes)} as it lies in the {entry.source} store"
+    yield "size", f"{size(entry.raw_bytes)}, {size(entry.stored_bytes)} as it is stored"
     yield "computed in", duration(entry.compute_s * 1e9)
     if entry.model is not None:
         yield "model", label(entry.model)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from aicache_tasks.reports.doctor.case import Case, Finding
-from aicache_tasks.reports.wording import duration, label
+from aicache_tasks.reports.wording import duration, label, plural
 
 MODEL_WORDS: Final = ("model", "engine", "llm", "prompt_version", "system_prompt", "temperature", "deployment")
 """Parameters whose names hold one of these decide about the answer."""
@@ -35,7 +35,7 @@ def switches(case: Case) -> Iterator[Finding]:
         fix = "Give a task base=CachedTask and cache=CachePolicy(…)."
         yield Finding("switches", "warn", "no task has cache=", fix)
     else:
-        yield Finding("switches", "ok", f"{len(case.tasks)} tasks are cached and timed")
+        yield Finding("switches", "ok", f"{plural(len(case.tasks), 'task')} cached and timed")
 
 
 def _switches(case: Case) -> Iterator[tuple[str, bool]]:
@@ -45,10 +45,8 @@ def _switches(case: Case) -> Iterator[tuple[str, bool]]:
 
 def models(case: Case) -> Iterator[Finding]:
     """Does the key of each task say which model answers?"""
-    ignored = [
-        f"{task.name} ({name})" for task in case.tasks for name in task.cache_policy.ignore if _names_model(name)
-    ]
-    silent = [task.name for task in case.tasks if not _says_model(task)]
+    ignored = [f"{task.name} ({name})" for task in case.tasks for name in _ignored(task) if _names_model(name)]
+    silent = [task.name for task in case.tasks if not _says_model(task) and not any(map(_names_model, _ignored(task)))]
     if ignored:
         fix = "Take it out of ignore=: with another value the answer is another."
         yield Finding("models", "fail", f"the key leaves the model out: {_listed(ignored)}", fix)
@@ -65,6 +63,10 @@ def _says_model(task: Any) -> bool:
         return True
     keyed = set(inspect.signature(task.run).parameters) - set(policy.ignore)
     return any(map(_names_model, keyed))
+
+
+def _ignored(task: Any) -> tuple[str, ...]:
+    return tuple(task.cache_policy.ignore)
 
 
 def _names_model(name: str) -> bool:

@@ -1,0 +1,66 @@
+"""The page that ``report --html`` writes, opened from a file: all of it is drawn, and nothing is asked for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aicache_tasks.testing import EmbeddedServer
+from tests.browser.conftest import DESKTOP, PHONE
+from tests.browser.test_tab_in_chromium import MARKUP, axe
+from tests.reported import HOSTILE, calls, count_up, make_app
+from tests.test_cli import run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    now_s = time.time()
+    path = tmp_path_factory.mktemp("report") / "cache.html"
+    with EmbeddedServer() as server:
+        app = make_app(server.url)
+        count_up(app, calls(400, [now_s - hours * 3600 for hours in range(20)], ["shout", "whisper", HOSTILE, MARKUP]))
+        assert run(app, "report", "--html", str(path)).exit_code == 0
+    return path  # the server has gone
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_is_drawn_offline_in_both_themes_on_any_screen(
+    chromium: Browser, file: Path, theme: Any, size: tuple[int, int]
+) -> None:
+    context = chromium.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=theme, offline=True)
+    try:
+        page, said, asked = context.new_page(), list[str](), list[str]()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        check(page, theme)
+        assert axe(page) == []
+    finally:
+        context.close()
+    assert (said, asked) == ([], [file.as_uri()])
+
+
+def check(page: Page, theme: str) -> None:
+    page.locator(".aic-plot svg path.aic-line").first.wait_for(state="attached")
+    assert page.locator("html").get_attribute("data-bs-theme") == theme
+    assert page.locator(".metric-card").count() == 7
+    assert page.locator(".aic-plot").count() == 5
+    assert page.locator("#aic-operations tbody tr").count() == 4
+    assert page.locator("#aic-operations button.aic-focus").count() == 0, "nothing to press that does nothing"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    rows = page.locator("#aic-operations tbody th")
+    before = rows.all_inner_texts()
+    page.get_by_role("button", name="Operation").click()
+    page.get_by_role("button", name="Operation").click()
+    assert sorted(before) == sorted(rows.all_inner_texts())
+    assert page.locator("#aic-operations th[aria-sort]").inner_text().startswith("Operation")
