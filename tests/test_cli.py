@@ -408,7 +408,22 @@ class TestRollup:
         send(app, calls(20, [time.time()], ["shout"]))
         client.rpush(reader_of(app).summaries.keys.inbox, b"\x1b[31mjunk")
         assert "1 batch that cannot be read, and will be set aside" in shown(app, "stats")
+        assert read(app, "stats")["set_aside"] == {"batches": 0, "records": 0}
         assert "1 batch that cannot be read, set aside" in shown(app, "rollup")
+        client.hset(reader_of(app).summaries.keys.totals, "shout", b"aR\x01junk")
+        count_up(app, calls(20, [time.time()], ["shout"]))
+        text, found = shown(app, "stats"), read(app, "stats")
+        assert "1 batch that could not be read, set aside: " in text
+        assert "1 record that could not be read, set aside and begun anew: " in text
+        assert "see Entries set aside in docs/operations.md" in text
+        assert "will be set aside" not in text
+        assert found["set_aside"] == {"batches": 1, "records": 1}
+
+    def test_where_nothing_else_came_what_was_set_aside_is_said(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(valkey.url)
+        client.rpush(reader_of(app).summaries.keys.inbox, b"junk", b"more")
+        assert "2 batches that cannot be read, set aside" in shown(app, "rollup")
+        assert shown(app, "stats").startswith("2 batches that could not be read, set aside: ")
 
 
 class TestNothingToShow:

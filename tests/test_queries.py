@@ -262,7 +262,7 @@ class TestRows:
 
 
 class TestLive:
-    def test_totals_and_workers_are_what_is_rolled_up_and_what_waits(self, valkey: EmbeddedServer) -> None:
+    def test_totals_are_what_is_rolled_up_and_what_waits(self, valkey: EmbeddedServer) -> None:
         app, now_s = make_app(valkey.url), time.time()
         before, after = calls(90, [now_s - 90], ["shout"]), calls(40, [now_s - 90, now_s - 5], ["shout"], seed=2)
         elsewhere = calls(5, [now_s - 5], ["shout", "whisper"], seed=3)

@@ -27,6 +27,8 @@ from aicache_tasks.summary import SummaryRecord
 LATE_PERIODS: Final = 3
 """When nobody has asked for a roll-up in so many periods, beat is taken to be away."""
 
+SEE_ASIDE: Final = "of another version? see Entries set aside in docs/operations.md"
+
 
 class Now(NamedTuple):
     """All that is shown."""
@@ -65,6 +67,8 @@ def _show(screen: Screen, now: Now, reader: Reader, place: str) -> None:
         screen.line()
     for line in trouble_lines(total_of(live.totals.values())):
         screen.line(line, "warning")
+    for line in _aside_lines(live):
+        screen.line(line, "warning")
     for line in _lines(now, reader.settings):
         screen.line(line)
     for alert in now.alerts:
@@ -84,13 +88,27 @@ def _lines(now: Now, settings: Settings) -> Iterator[str]:
     if backlog.entries:
         age = f", {duration(backlog.age_s * 1e9)} old," if backlog.age_s else ""
         yield f"{plural(backlog.entries, 'batch')} ({size(backlog.bytes)}){age} waiting for the roll-up, counted above"
-    if now.live.waiting.undecodable:
-        yield f"{plural(now.live.waiting.undecodable, 'batch')} that cannot be read, and will be set aside"
     period_s = settings.rollup_period_s
     if now.asked_s is None:
         yield "nobody has asked for a roll-up yet: is beat running?"
     elif period_s and now.asked_s > LATE_PERIODS * period_s:
         yield f"the last roll-up was asked for {duration(now.asked_s * 1e9)} ago: is beat running?"
+
+
+def _aside_lines(live: Live) -> Iterator[str]:
+    """Yield what roll-ups could not read so far, and what the next one could not."""
+    aside = _set_aside(live)
+    if aside["batches"]:
+        yield f"{plural(aside['batches'], 'batch')} that could not be read, set aside: {SEE_ASIDE}"
+    if aside["records"]:
+        yield f"{plural(aside['records'], 'record')} that could not be read, set aside and begun anew: {SEE_ASIDE}"
+    if live.waiting.undecodable:
+        yield f"{plural(live.waiting.undecodable, 'batch')} that cannot be read, and will be set aside: {SEE_ASIDE}"
+
+
+def _set_aside(live: Live) -> dict[str, int]:
+    total = total_of(live.totals.values())
+    return {"batches": total.undecodable - live.waiting.undecodable, "records": total.damaged}
 
 
 def _as_json(now: Now) -> dict[str, Any]:
@@ -106,6 +124,7 @@ def _as_json(now: Now) -> dict[str, Any]:
             "samples": live.waiting.samples,
             "undecodable": live.waiting.undecodable,
         },
+        "set_aside": _set_aside(live),
         "rollup_asked_seconds_ago": now.asked_s,
         "store": store and store._asdict(),
         "alerts": [alert._asdict() | {"since": iso(alert.since)} for alert in now.alerts],
