@@ -24,6 +24,7 @@ OPERATION_TTLS_S: Final[Mapping[str, float]] = {
 }
 TEXT_TIERS: Final[Mapping[str, int]] = {"small": 500, "medium": 5000, "large": 50_000}
 URL_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket", "memory")
+LEAST_PERIOD_S: Final = 0.1
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 
@@ -43,10 +44,19 @@ def _number(name: str, given: Any, kind: Callable[[Any], Any], low: float, high:
             raise ValueError
         value = kind(given)
     except (TypeError, ValueError, OverflowError):
-        raise SettingsError(f"{name}: {shorten(given)} is not a number from {low:g} to {high:g}") from None
+        raise SettingsError(f"{name}: {shorten(given)} is not a number from {plain(low)} to {plain(high)}") from None
     if not low <= value <= high:
-        raise SettingsError(f"{name}: {shorten(value)} is outside {low:g} to {high:g}")
+        raise SettingsError(f"{name}: {shorten(value)} is outside {plain(low)} to {plain(high)}")
     return value
+
+
+def plain(number: float) -> str:
+    """Return *number* without an exponent, as it may be typed in again.
+
+    >>> plain(10_000_000), plain(2.0**40), plain(0.5)
+    ('10000000', '1099511627776', '0.5')
+    """
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def whole(low: int, high: int) -> Callable[[str, Any], int]:
@@ -76,6 +86,14 @@ def duration(name: str, given: Any) -> float:
 def duration_or_zero(name: str, given: Any) -> float:
     """Return seconds; takes ``"2h5m"`` too."""
     return parse_duration(given, name=name)
+
+
+def period(name: str, given: Any) -> float:
+    """Return seconds, 0 or `LEAST_PERIOD_S` at least; takes ``"2h5m"`` too."""
+    seconds = duration_or_zero(name, given)
+    if 0 < seconds < LEAST_PERIOD_S:
+        raise SettingsError(f"{name}: {shorten(given)} is less than {LEAST_PERIOD_S:g} s; write 0 for never")
+    return seconds
 
 
 def label(name: str, given: Any) -> str:

@@ -53,6 +53,21 @@ def parse_duration(given: Duration, *, name: str) -> float:
     return seconds
 
 
+def show_duration(seconds: float) -> str:
+    """Return seconds as people write them, for tables and errors.
+
+    >>> [show_duration(seconds) for seconds in (5_184_000, 7500, 90, 1, 0.25, 0)]
+    ['60d', '2h5m', '1m30s', '1s', '0.25s', '0s']
+    """
+    if not seconds or not float(seconds).is_integer():
+        return f"{seconds:g}s"
+    shown, rest = "", int(seconds)
+    for unit in "dhms":
+        count, rest = divmod(rest, int(_UNIT_S[unit]))
+        shown += f"{count}{unit}" if count else ""
+    return shown
+
+
 def shorten(given: object) -> str:
     """Return ``repr(given)``, cut to 40 characters, for an error.
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from aicache_tasks import checks
 from aicache_tasks.checks import OPERATION_TTLS_S, TEXT_TIERS, URL_SCHEMES
+from aicache_tasks.durations import show_duration
 from aicache_tasks.errors import SettingsError
 
 PREFIX: Final = "aicache_"
@@ -29,6 +30,17 @@ log = logging.getLogger("aicache_tasks")
 
 _ZLIB_MAX_LEVEL = 9
 _ENV_PREFIX = "AICACHE_"
+_INVALIDATIONS_S = 3600
+_RISING = (
+    ("breaker_min_s", "breaker_max_s", "waits only grow"),
+    ("memory_warning_bytes", "memory_critical_bytes", "the warning would never be given"),
+    ("invalidations_warning_per_hour", "invalidations_critical_per_hour", "the warning would never be given"),
+    ("rollup_period_s", "rollup_expires_s", "a roll-up that waits until the next one would be dropped"),
+    ("alert_window_s", "keep_minutes_s", "alerts are judged by the records of minutes"),
+    ("keep_minutes_s", "keep_hours_s", "longer windows are kept for longer"),
+    ("keep_hours_s", "keep_days_s", "longer windows are kept for longer"),
+)
+"""Settings of which the first may not be more than the second, and why; a second of 0 stands for none."""
 _OTHER_VARIABLES = frozenset({"ENGINE", "BROKER_URL", "REGENERATE"})
 
 
@@ -76,7 +88,9 @@ class Settings:
         0.0, checks.number(0.0, 0.5), "Shorten each lifetime by a random part up to this fraction."
     )
 
-    compression: str = _setting("zstd", checks.choice("zstd", "zlib", "none"), "How bodies are compressed.")
+    compression: str = _setting(
+        "zstd", checks.choice("zstd", "zlib", "none"), "How bodies are compressed: `zstd`, `zlib` or `none`."
+    )
     compression_level: int | None = _setting(None, checks.level, "Level; by default 3 for zstd and 6 for zlib.")
     compression_threshold_bytes: int = _setting(
         1000, checks.whole(0, 2**31), "Bodies of up to this size are stored as they are."
@@ -116,7 +130,7 @@ class Settings:
     samples: str = _setting(
         "batched",
         checks.choice("batched", "durable", "off"),
-        "How timings reach the summary records: in batches; each call's before it returns; not at all.",
+        "How timings reach the records: `batched`; `durable`, each call's before it returns; `off`, not at all.",
     )
     ship_every: int = _setting(64, checks.whole(1, 256), "Timings that make a batch due.")
     ship_after_s: float = _setting(1.0, checks.duration, "Age of a timing that makes its batch due.")
@@ -128,7 +142,7 @@ class Settings:
     inbox_bytes: int = _setting(64 * 2**20, checks.whole(2**20, 2**40), "What may wait in Redis for the roll-up.")
 
     rollup_period_s: float = _setting(
-        60.0, checks.duration_or_zero, "How often beat sends the roll-up; 0 leaves the schedule to you."
+        60.0, checks.period, "How often beat sends the roll-up; 0 leaves the schedule to you."
     )
     rollup_queue: str = _setting("", checks.label, "Queue of the roll-up; empty is the application's default queue.")
     rollup_expires_s: float = _setting(
@@ -237,12 +251,23 @@ def _agreeing(settings: Settings) -> Settings:
         raise SettingsError(
             f"aicache_compression_level: {level} is over {_ZLIB_MAX_LEVEL}, the most of aicache_compression='zlib'"
         )
-    if settings.breaker_min_s > settings.breaker_max_s:
+    for low, high, why in _RISING:
+        if 0 < getattr(settings, high) < getattr(settings, low):
+            raise SettingsError(
+                f"{PREFIX}{low}: {_shown(settings, low)} is more than {PREFIX}{high}, {_shown(settings, high)}, "
+                f"but {why}; lower the one or raise the other"
+            )
+    if settings.keep_minutes_s < _INVALIDATIONS_S:
         raise SettingsError(
-            f"aicache_breaker_min_s: {settings.breaker_min_s:g} is more than aicache_breaker_max_s, "
-            f"{settings.breaker_max_s:g}"
+            f"aicache_keep_minutes_s: {_shown(settings, 'keep_minutes_s')} is less than the hour of which "
+            "aicache_invalidations_warning_per_hour speaks; write 1h or more"
         )
     return settings
+
+
+def _shown(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    return show_duration(value) if name.endswith("_s") else checks.plain(value)
 
 
 def _unknown(name: str, known: Mapping[str, Any]) -> str:

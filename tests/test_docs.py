@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from aicache_tasks import checks
+from aicache_tasks.durations import show_duration
 from aicache_tasks.reports.cli import COMMANDS as NAMES
 from aicache_tasks.reports.cli import aicache
 from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered
@@ -28,9 +30,16 @@ OPEN = {"F12"}
 
 def _default(setting: Field[Any]) -> str:
     value = setting.default if setting.default is not MISSING else setting.default_factory()  # type: ignore[misc]
+    check = setting.metadata["check"]
     if isinstance(value, dict):
-        return ", ".join(f"`{name}` {number:g}" for name, number in value.items())
-    return "none" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+        show = show_duration if check is checks.ttls else checks.plain
+        return ", ".join(f"`{name}` {show(number)}" for name, number in value.items())
+    if value is None or value == "":
+        return "none"
+    if check in (checks.duration, checks.duration_or_zero, checks.period) and value:
+        return f"`{show_duration(value)}`"
+    shown = ",".join(value) if isinstance(value, tuple) else checks.plain(value) if type(value) is float else value
+    return f"`{shown}`"
 
 
 def _table() -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from aicache_tasks import AIResponseCache, Settings, SettingsError
+from aicache_tasks.durations import parse_duration, show_duration
 from aicache_tasks.runtime import hide_secrets, reset_runtime, runtime_of
 from aicache_tasks.settings import Hidden, _warn_once, hide, mask_url
 
@@ -97,22 +102,100 @@ def test_a_variable_that_is_a_setting_or_far_from_one_is_not_warned_of(
 
 
 @pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        (
+            {"compression": "zlib", "compression_level": 10},
+            "aicache_compression_level: 10 is over 9, the most of aicache_compression='zlib'",
+        ),
+        (
+            {"breaker_min_s": 5, "breaker_max_s": "4s"},
+            "aicache_breaker_min_s: 5s is more than aicache_breaker_max_s, 4s, but",
+        ),
+        ({"breaker_min_s": 31}, "aicache_breaker_min_s: 31s is more than aicache_breaker_max_s, 30s, but"),
+        (
+            {"memory_warning_bytes": 2**40},
+            "aicache_memory_warning_bytes: 1099511627776 is more than aicache_memory_critical_bytes, 104857600, but",
+        ),
+        (
+            {"invalidations_critical_per_hour": 49},
+            "aicache_invalidations_warning_per_hour: 50 is more than aicache_invalidations_critical_per_hour, 49, but",
+        ),
+        (
+            {"rollup_expires_s": 59},
+            "aicache_rollup_period_s: 1m is more than aicache_rollup_expires_s, 59s, but a roll-up that waits",
+        ),
+        ({"alert_window_s": "3d"}, "aicache_alert_window_s: 3d is more than aicache_keep_minutes_s, 2d, but alerts"),
+        (
+            {"keep_minutes_s": 3599},
+            "aicache_keep_minutes_s: 59m59s is less than the hour of which aicache_invalidations_warning",
+        ),
+        ({"keep_hours_s": "1d"}, "aicache_keep_minutes_s: 2d is more than aicache_keep_hours_s, 1d, but"),
+        ({"keep_days_s": "59d"}, "aicache_keep_hours_s: 60d is more than aicache_keep_days_s, 59d, but"),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+)
+def test_settings_that_exclude_each_other_are_an_error_that_names_both(pair: dict[str, Any], said: str) -> None:
+    named = {f"aicache_{name}": value for name, value in pair.items()}
+    for ask in (Settings.from_mapping, Settings().updated):
+        with pytest.raises(SettingsError) as caught:
+            ask(named)
+        assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
     "pair",
     [
-        {"aicache_compression": "zlib", "aicache_compression_level": 10},
-        {"aicache_breaker_min_s": 5, "aicache_breaker_max_s": "4s"},
-        {"aicache_breaker_min_s": 31},
+        {"rollup_period_s": 0, "rollup_expires_s": 1},
+        {"rollup_period_s": "20m", "rollup_expires_s": 0},
+        {"rollup_period_s": 30, "rollup_expires_s": 30},
+        {"keep_minutes_s": "1h", "keep_hours_s": "1h", "keep_days_s": "1h", "alert_window_s": "1h"},
+        {"memory_warning_bytes": 5, "memory_critical_bytes": 5},
+        {"rollup_period_s": 0.1},
     ],
-    ids=["zlib level", "breaker", "breaker and a default"],
+    ids=repr,
 )
-def test_settings_that_exclude_each_other_are_an_error_that_names_both(pair: dict[str, Any]) -> None:
-    names = {"aicache_compression", "aicache_compression_level"} & set(pair)
+def test_settings_at_the_limits_of_each_other_are_taken(pair: dict[str, Any]) -> None:
+    settings = Settings.from_mapping({f"aicache_{name}": value for name, value in pair.items()})
+    assert {name: getattr(settings, name) for name in pair} == {
+        name: parse_duration(value, name=name) for name, value in pair.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("buffer_samples", 5, "5 is outside 256 to 10000000"),
+        ("inbox_bytes", 5, "5 is outside 1048576 to 1099511627776"),
+        ("l1_entries", "many", "'many' is not a number from 0 to 10000000"),
+        ("jitter", 2, "2.0 is outside 0 to 0.5"),
+        ("rollup_period_s", "50ms", "'50ms' is less than 0.1 s; write 0 for never"),
+    ],
+)
+def test_an_error_has_limits_that_may_be_typed_in(name: str, value: Any, said: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Settings.from_mapping(pair)
-    for name in names or {"aicache_breaker_min_s", "aicache_breaker_max_s"}:
-        assert name in str(caught.value)
-    with pytest.raises(SettingsError):
-        Settings().updated(pair)
+        Settings.from_mapping({f"aicache_{name}": value})
+    assert str(caught.value) == f"aicache_{name}: {said}"
+
+
+def test_a_setting_of_a_few_words_lists_them_in_its_description_and_its_error() -> None:
+    found = {}
+    for setting in fields(Settings):
+        try:
+            setting.metadata["check"]("name", object())
+        except SettingsError as error:
+            if " is not one of " in str(error):
+                found[setting.name] = str(error).partition(" is not one of ")[2].split(", ")
+                assert all(f"`{word}`" in setting.metadata["doc"] for word in found[setting.name]), setting.name
+        except TypeError:
+            continue
+    assert found == {"compression": ["zstd", "zlib", "none"], "samples": ["batched", "durable", "off"]}
+
+
+@given(st.integers(0, 100 * 365 * 86_400) | st.sampled_from([0.1, 0.25, 1.5, 7500.5]))
+@hypothesis_settings(max_examples=100, deadline=None, database=None)
+def test_a_duration_as_it_is_shown_may_be_typed_in(seconds: float) -> None:
+    assert parse_duration(show_duration(seconds), name="any") == seconds
 
 
 def test_settings_that_agree_with_what_was_set_before_are_taken() -> None:

@@ -70,7 +70,7 @@ class TestEntry:
         [
             ({"aicache_rollup_period_s": 5}, 600),
             ({"aicache_rollup_period_s": "5m"}, 3000),
-            ({"aicache_rollup_expires_s": 30}, 30),
+            ({"aicache_rollup_expires_s": 90}, 90),
         ],
         ids=str,
     )
