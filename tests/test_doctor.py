@@ -17,7 +17,7 @@ from aicache_tasks import CachedTask, CachePolicy
 from aicache_tasks.beat import roll_up
 from aicache_tasks.reports import doctor
 from aicache_tasks.reports.doctor import CHECKS, Case, Check, Finding, application, records, server, stability, workers
-from aicache_tasks.reports.doctor.case import said_by, without_login
+from aicache_tasks.reports.doctor.case import Replies, _answered, said_by, without_login
 from aicache_tasks.runtime import reset_runtime
 from aicache_tasks.testing import EmbeddedServer
 from tests import doctor_app, reported
@@ -181,7 +181,8 @@ class TestTheCommand:
         with own_server.client() as client:
             client.execute_command("ACL", "SETUSER", "reader", "on", ">pass", "~*", "+info", "+time", "+hgetall")
         app = make_app(own_server.url.replace("redis://", "redis://reader:pass@"))
-        assert one(app, server.persistence).level == "warn"
+        finding = one(app, server.persistence)
+        assert (finding.level, "it does not say whether" in finding.what) == ("warn", True)
         send_samples(make_app(own_server.url), look_up(time.time(), "shout", hit=True, took_ns=1000))
         finding = one(app, records.inbox)
         assert (finding.level, "NOPERM" in finding.what) == ("warn", True)
@@ -470,6 +471,16 @@ class TestTheWorkers:
             bare.close()
         assert Panel.data
         assert (finding.level, bare.hostname in finding.what) == ("fail", True)
+
+    def test_what_it_answers_is_not_trusted(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        for answer in ("junk", {"tasks": ["junk"]}, {"tasks": {"shop.task": "junk"}}, {"error": "\x1b[2J" * 100}):
+            case = Case(app, reader_of(app))
+            vars(case)["replies"] = Replies({"\x1b[2J@here": _answered(answer)}, "")
+            found_ = list(doctor.examine(case, (workers.answers, workers.versions, workers.policies)))
+            assert found_
+            assert not any("\x1b" in finding.what for finding in found_)
 
 
 class TestAnOddWorker:

@@ -171,7 +171,8 @@ class Case:
                 found = self.app.control.broadcast("cache_policy", reply=True, timeout=WORKERS_S, connection=connection)
             except faults as error:
                 return Replies({}, type(error).__name__)
-        return Replies({name: answer for reply in found or () for name, answer in reply.items()}, "")
+        each = {name: answer for reply in found or () for name, answer in reply.items()}
+        return Replies({name: _answered(answer) for name, answer in each.items()}, "")
 
     @cached_property
     def probed(self) -> list[str]:
@@ -188,6 +189,10 @@ class Case:
             for seed in SEEDS
         ]
         return [text for text in map(_output, started) if text]
+
+
+def _answered(answer: Any) -> Mapping[str, Any]:
+    return answer if isinstance(answer, Mapping) else {"error": str(answer)}
 
 
 def _output(process: subprocess.Popen[str]) -> str:

@@ -56,7 +56,7 @@ def eviction(case: Case) -> Iterator[Finding]:
     if case.server is None:
         return
     policy = label(case.server.info.get("maxmemory_policy", "?"), 20)
-    limit = int(case.server.info.get("maxmemory", 0))
+    limit = _whole(case.server.info.get("maxmemory", ""))
     if case.shared_with:
         yield _shared(" and ".join(case.shared_with), policy, limit)
     elif not limit:
@@ -82,6 +82,10 @@ def _shared(what: str, policy: str, limit: int) -> Finding:
     return Finding("eviction", "warn", f"the {what} lies on it too: {when}", fix)
 
 
+def _whole(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
 def persistence(case: Case) -> Iterator[Finding]:
     """What does a restart lose?"""
     if case.server is None:
@@ -96,6 +100,9 @@ def persistence(case: Case) -> Iterator[Finding]:
     elif case.server.snapshots:
         fix = "Set appendonly yes: what was invalidated after the last snapshot comes back with it."
         yield Finding("persistence", "warn", "snapshots only: a restart goes back to the last one", fix)
+    elif case.server.snapshots is None:
+        fix = "Set appendonly yes; or let its user ask: +config|get."
+        yield Finding("persistence", "warn", "no append-only file, and it does not say whether it saves snapshots", fix)
     else:
         fix = "Set appendonly yes, if records should outlive a restart."
         yield Finding("persistence", "warn", "it saves nothing: a restart loses answers and summary records", fix)
