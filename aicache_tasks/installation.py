@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from billiard.pool import EX_RECYCLE
 from celery import bootsteps, signals
 
 from aicache_tasks.beat import add_rollup, roll_up, since_asked_s
@@ -21,7 +22,7 @@ from aicache_tasks.outbox import flush_all
 from aicache_tasks.policy import AUTO_VERSION, CachePolicy
 from aicache_tasks.redaction import redact_canvas, redact_sends
 from aicache_tasks.remote import add_commands
-from aicache_tasks.runtime import Runtime, cached_tasks, hide_secrets, name_worker, runtime_of
+from aicache_tasks.runtime import Runtime, cached_tasks, end_events, hide_secrets, name_worker, runtime_of
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.summaries import Summaries
 
@@ -58,6 +59,7 @@ def _watch_processes() -> None:
     signals.worker_process_init.connect(_name_worker)
     signals.worker_process_shutdown.connect(_send_the_last)
     signals.worker_shutdown.connect(_send_what_waits)
+    signals.worker_shutting_down.connect(_tell_no_more)
 
 
 def _name_worker(sender: Any = None, **_: Any) -> None:
@@ -65,12 +67,17 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
         name_worker(sender)
 
 
-def _send_the_last(**_: Any) -> None:
+def _send_the_last(exitcode: int = 0, **_: Any) -> None:
+    end_events(tell=exitcode == EX_RECYCLE)
     flush_all(last=True)
 
 
 def _send_what_waits(**_: Any) -> None:
     flush_all()
+
+
+def _tell_no_more(**_: Any) -> None:
+    end_events(tell=False)
 
 
 def _redact_canvas(sender: Any, **_: Any) -> None:
@@ -97,6 +104,8 @@ class AICacheStep(bootsteps.StartStopStep):
         warn_of_useless_policies(parent.app)
         self._fallback: Fallback | None = None
         self._in_use = bool(cached_tasks(parent.app)) and not runtime_of(parent.app).settings.disabled
+        if self._in_use and getattr(parent, "task_events", False):
+            runtime_of(parent.app).send_events()
         if self._in_use:
             for task in cached_tasks(parent.app):
                 _ = task.cache.plan

@@ -107,6 +107,24 @@ def steers(error: BaseException) -> bool:
     return raised_by_handler(error, within="aicache_tasks") is not None
 
 
+def raise_what_steers(error: BaseException, handled: BaseException | None) -> None:
+    """Raise what steers the task, if serializing it became *error*.
+
+    Args:
+        error: what was caught; kombu wraps whatever is raised inside it.
+        handled: what the caller was handling before: not raised here.
+    """
+    steering: BaseException | None = None
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and link is not handled and id(link) not in seen:
+        seen.add(id(link))
+        steering = link if steers(link) else steering  # the innermost: a wrapper has its traceback
+        link = link.__cause__ or link.__context__
+    if steering is not None:
+        raise steering
+
+
 class Samples:
     """Where each sample goes: into the monitor's arrays, and to the outbox if there is one. A `SampleSink`.
 

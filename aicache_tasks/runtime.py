@@ -14,6 +14,7 @@ import weakref
 from typing import Any, Final
 
 from aicache_tasks.cache import AIResponseCache
+from aicache_tasks.events import CallEvents
 from aicache_tasks.outbox import producer_name
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.settings import PREFIX, Settings, hide
@@ -39,6 +40,8 @@ class Runtime:
         """Whether timings go to the summary records: the application was given to `install`."""
         self.worker = ""
         """Node name of the worker whose process this is."""
+        self.events: CallEvents | None = None
+        """What tells monitors of calls; only in a worker that sends events."""
 
     @property
     def settings(self) -> Settings:
@@ -86,6 +89,11 @@ class Runtime:
                     return bool(mapping[key])
         return False
 
+    def send_events(self) -> None:
+        """Tell monitors of calls from now on, of the part of them that the settings say."""
+        if self.settings.event_sample:
+            self.events = CallEvents(self._app(), self.settings.event_sample)
+
     def close(self) -> None:
         """Drop this process's connections, if it has any."""
         if self._cache is not None:
@@ -111,6 +119,13 @@ def name_worker(worker: str) -> None:
     """Tell this process whose it is, where it was not forked from a worker that knew."""
     for runtime in list(_RUNTIMES.values()):
         runtime.worker = runtime.worker or worker
+
+
+def end_events(*, tell: bool) -> None:
+    """Stop telling of calls in this process; see `CallEvents.end`."""
+    for runtime in list(_RUNTIMES.values()):
+        if runtime.events is not None:
+            runtime.events.end(tell=tell)
 
 
 def reset_runtime(app: Any) -> None:

@@ -141,6 +141,12 @@ class Settings:
     )
     inbox_bytes: int = _setting(64 * 2**20, checks.whole(2**20, 2**40), "What may wait in Redis for the roll-up.")
 
+    event_sample: float = _setting(
+        1.0,
+        checks.number(0.0, 1.0),
+        "Part of the calls that a worker which sends events (`-E`) tells Flower of, as hit or miss; 0 is none.",
+    )
+
     rollup_period_s: float = _setting(
         60.0, checks.period, "How often beat sends the roll-up; 0 leaves the schedule to you."
     )

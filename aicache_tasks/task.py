@@ -109,6 +109,8 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry this task: what it returns nevertheless (``throw=False``) is not stored, or the retry would get it."""
         _do_not_store()
+        if self.cache_policy is not None:
+            self.cache.retried()
         return super().retry(*args, **kwargs)
 
     def with_cache(

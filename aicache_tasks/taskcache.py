@@ -22,14 +22,16 @@ from kombu.serialization import dumps, loads
 from aicache_tasks.binding import Bound, make_binder, make_mapper, option_defaults
 from aicache_tasks.cache import AIResponseCache
 from aicache_tasks.call import CURRENT, Call, Rules
+from aicache_tasks.calllog import CALLS, log_call
 from aicache_tasks.canonical import is_plain
 from aicache_tasks.directed import HEADER
 from aicache_tasks.errors import DirectiveError, KeyEncodingError, NotCached
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.mode import Mode
-from aicache_tasks.parts import steers
+from aicache_tasks.parts import raise_what_steers, steers
 from aicache_tasks.policy import AUTO_VERSION, NO_DIRECTIVES, CachePolicy, Directives, directives_from
 from aicache_tasks.records import MISS, CacheEntry, CallInfo
+from aicache_tasks.redaction import hides_arguments
 from aicache_tasks.runtime import runtime_of
 
 log = logging.getLogger("aicache_tasks")
@@ -204,14 +206,17 @@ class TaskCache:
         if call is None:
             return self._past("bypass", body, args, kwargs, directives, request)
         hit = plan.cache.find(call)
-        self._note(call.info(), request)
+        info = call.info()
+        self._note(info, request)
         if plan.cache.samples.are_durable and (hit is not MISS or directives.only_if_cached):
             plan.cache.samples.acknowledge(call.budget)
         if hit is not MISS:
+            if self._runtime.events is not None or CALLS.isEnabledFor(logging.DEBUG):
+                self._tell(info, request)
             return hit.value
         if call.status == "disabled":
             return self._past("disabled", body, args, kwargs, directives, request)
-        self._refuse_to_compute(directives)
+        self._refuse_to_compute(directives, info, request)
         return self._compute(plan, call, body, args, kwargs, request)
 
     def _past(
@@ -224,12 +229,20 @@ class TaskCache:
         request: Any,
     ) -> Any:
         """Run the body with no look-up and no store."""
-        self._note(CallInfo(status, "", self._operation, ""), request)
-        self._refuse_to_compute(directives)
-        return body(*args, **kwargs)
+        info = CallInfo(status, "", self._operation, "")
+        self._note(info, request)
+        self._refuse_to_compute(directives, info, request)
+        try:
+            value = body(*args, **kwargs)
+        except BaseException:
+            log_call(info, self._task.name, request)
+            raise
+        self._tell(info, request)
+        return value
 
-    def _refuse_to_compute(self, directives: Directives) -> None:
+    def _refuse_to_compute(self, directives: Directives, info: CallInfo, request: Any) -> None:
         if directives.only_if_cached:
+            log_call(info, self._task.name, request)
             raise NotCached(f"no entry for this call of {self._operation}")
 
     def _compute(
@@ -242,15 +255,29 @@ class TaskCache:
         except BaseException:
             plan.cache.skip(call, "body_failed")
             self._note(call.info(), request)
+            log_call(call.info(), self._task.name, request)
             plan.cache.samples.acknowledge(call.budget)
             raise
         finally:
             CURRENT.reset(token)
         plan.cache.computed(call, perf_counter_ns() - started)
         plan.cache.publish(call, value)
-        self._note(call.info(), request)
+        info = call.info()
+        self._note(info, request)
         plan.cache.samples.acknowledge(call.budget)
+        self._tell(info, request)
         return value
+
+    def retried(self) -> None:
+        """Take note that the task is retried, whatever its body returns: its call is not over."""
+        self._last.retried = _attempt(self._task.request)
+
+    def _tell(self, info: CallInfo, request: Any) -> None:
+        """Tell logs and monitors of a call that has returned."""
+        log_call(info, self._task.name, request)
+        events = self._runtime.events
+        if events is not None and request is not None and _attempt(request) != getattr(self._last, "retried", None):
+            events.add(request, info, hidden=hides_arguments(self._task))
 
     def _is_off(self, request: Any) -> bool:
         """Say whether the cache is switched off for the call; one that is off needs no server."""
@@ -341,27 +368,13 @@ class TaskCache:
             content_type, encoding, data = dumps([list(args), kwargs], serializer=task.serializer)
             sent_args, sent_kwargs = loads(data, content_type, encoding, accept={content_type})
         except (KombuError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            _raise_what_steers(error, handled)
+            raise_what_steers(error, handled)
             return args, kwargs  # cannot be sent, so that no worker has another key for it
         return tuple(sent_args), sent_kwargs
 
 
-def _raise_what_steers(error: BaseException, handled: BaseException | None) -> None:
-    """Raise what steers the task, if serializing it became *error*.
-
-    Args:
-        error: what was caught; kombu wraps whatever is raised inside it.
-        handled: what the caller was handling before: not raised here.
-    """
-    steering: BaseException | None = None
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and link is not handled and id(link) not in seen:
-        seen.add(id(link))
-        steering = link if steers(link) else steering  # the innermost: a wrapper has its traceback
-        link = link.__cause__ or link.__context__
-    if steering is not None:
-        raise steering
+def _attempt(request: Any) -> tuple[Any, Any]:
+    return request.id, request.retries
 
 
 def _asked(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:

@@ -40,16 +40,16 @@ def opened(text: str, *, size: int = 1) -> str:
 
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="again"), bind=True, shared=False)
-def again(self: Any, text: str) -> str:
+def again(self: Any, text: str, countdown: float = 0.2) -> str:
     if self.request.retries < 1:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=countdown)
     return text
 
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="twice"), bind=True, shared=False)
 def twice(self: Any, text: str) -> str:
     if self.request.retries < 1:
-        self.retry(countdown=0, throw=False)
+        self.retry(countdown=0.2, throw=False)
     return text
 
 

@@ -1,0 +1,181 @@
+"""
+Events: tells Flower and other monitors which calls were answered from the cache.
+
+In: how a worker's call ended.   Out: an event ``task-cache-hit``, ``task-cache-miss`` … of its task, `DELAY_S` later.
+
+A monitor takes an event that it does not know for the state of the task, unless the task has ended before. So nothing
+is told of a call that raised, and of others only when their task has ended for certain. The event says how it went in
+``kwargs``, which monitors show and search, and in ``cache`` and ``operation``; a thread sends it.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from aicache_tasks.records import HIT_STATUSES, CallInfo
+from aicache_tasks.redaction import REDACTED
+
+log = logging.getLogger("aicache_tasks")
+
+DELAY_S: Final = 2.0
+"""How much later than its call an event is sent."""
+LEAST_DELAY_S: Final = 0.1
+"""The same in a pool's process that ends because it has done its number of tasks."""
+MOST_WAITING: Final = 10_000
+"""The oldest go first."""
+_AT_ONCE: Final = 500
+_END_S: Final = 1.0
+
+
+class Told(NamedTuple):
+    """A call that is to be told of."""
+
+    at_s: float
+    """When it ended, seconds since the epoch."""
+    task_id: str
+    worker: str
+    status: str
+    operation: str
+    shown: str | None
+    """The keyword arguments as Celery shows them, None where they are hidden."""
+
+
+class CallEvents:
+    """Sends events of calls from a thread of this process. Thread-safe; nothing here survives a fork but the settings.
+
+    Args:
+        app: the Celery application.
+        part: of the calls that are told of; 1 for all.
+    """
+
+    def __init__(self, app: Any, part: float) -> None:
+        self._app_of: Callable[[], Any] = weakref.ref(app)
+        self._part, self._random = part, random.Random()  # noqa: S311 - a sample is no secret
+        self._waiting: deque[Told] = deque(maxlen=MOST_WAITING)
+        # Re-entrant: the handler of SIGTERM ends this, perhaps in the middle of `add`.
+        self._lock, self._wake, self._ending = threading.RLock(), threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_awake = self._is_failing = False
+        self._delay_s = DELAY_S
+
+    def add(self, request: Any, info: CallInfo, *, hidden: bool) -> None:
+        """Tell of a call that has returned. O(1), sends nothing, raises nothing.
+
+        Args:
+            request: the task's; one without an id, of an eager task, or of a retry at once, is not told of.
+            info: how the call went.
+            hidden: whether its arguments are.
+        """
+        if not request.id or request.is_eager or (self._part < 1 and self._random.random() >= self._part):
+            return
+        if request.retries and not request.eta:  # its worker may say that it succeeded before that it was retried
+            return
+        shown = None if hidden else request.kwargsrepr or ""
+        self._waiting.append(Told(time.time(), request.id, request.hostname or "", info.status, info.operation, shown))
+        if not self._is_awake:
+            self._attend()
+
+    def end(self, *, tell: bool) -> None:
+        """Stop; first *tell* of what waits, or drop it: a worker that has said good-bye would seem to be back."""
+        if not tell:
+            with self._lock:
+                self._waiting.clear()
+        self._delay_s = LEAST_DELAY_S
+        self._ending.set()
+        self._wake.set()
+        if tell and self._thread is not None:
+            self._thread.join(_END_S)
+
+    def _attend(self) -> None:
+        with self._lock:
+            self._is_awake = True
+            self._wake.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="aicache-events", daemon=True)
+                self._thread.start()
+
+    # The thread.
+
+    def _run(self) -> None:
+        while self._await_one():
+            self._send(self._due())
+
+    def _await_one(self) -> bool:
+        """Wait until the oldest is due; return False if there will be none."""
+        while not self._waiting:
+            if self._ending.is_set():
+                return False
+            self._is_awake = False
+            if not self._waiting:  # else it came in between
+                self._wake.wait()
+            self._wake.clear()
+        self._is_awake = True
+        if (left_s := self._left_s()) and self._ending.wait(left_s):
+            time.sleep(self._left_s())  # the delay is shorter now
+        return True
+
+    def _left_s(self) -> float:
+        with self._lock:
+            ended_s = self._waiting[0].at_s if self._waiting else 0.0
+        return min(max(ended_s + self._delay_s - time.time(), 0.0), self._delay_s)
+
+    def _due(self) -> list[Told]:
+        due: list[Told] = []
+        until_s = time.time() - self._delay_s
+        with self._lock:
+            while self._waiting and self._waiting[0].at_s <= until_s and len(due) < _AT_ONCE:
+                due.append(self._waiting.popleft())
+        return due
+
+    def _send(self, told: list[Told]) -> None:
+        app = self._app_of()
+        if app is None or not told:
+            return
+        try:
+            with app.events.default_dispatcher(hostname=told[0].worker) as dispatcher:
+                for one in told:
+                    dispatcher.send(type_of(one.status), uuid=one.task_id, timestamp=one.at_s, **fields_of(one))
+            self._is_failing = False
+        except Exception as error:  # noqa: BLE001 - each broker has its own errors; no task runs in this thread
+            if not self._is_failing:
+                self._is_failing = True
+                log.warning("aicache: events of calls are lost: %s", type(error).__name__)
+
+
+def type_of(status: str) -> str:
+    """Return the event's type: a hit is a hit however it came about, and only a miss is a miss.
+
+    >>> [type_of(status) for status in ("hit", "joined", "miss", "bypass")]
+    ['task-cache-hit', 'task-cache-hit', 'task-cache-miss', 'task-cache-bypass']
+    """
+    return f"task-cache-{'hit' if status in HIT_STATUSES else status}"
+
+
+def fields_of(told: Told) -> dict[str, Any]:
+    """Return what the event says beside its type, task and time.
+
+    >>> fields_of(Told(0.0, "id", "w@h", "hit", "shout", None))["kwargs"]
+    "{'cache': 'hit', 'operation': 'shout', 'arguments': '<redacted>'}"
+    """
+    said = {"cache": told.status, "operation": told.operation}
+    if told.shown is None:
+        return said | {"kwargs": repr(said | {"arguments": REDACTED})}
+    shown = _mapping(told.shown)
+    return said if shown is None else said | {"kwargs": repr(said | shown)}
+
+
+def _mapping(shown: str) -> dict[str, Any] | None:
+    """Return the keyword arguments in what Celery shows of them, None if they are not all there."""
+    try:
+        found = ast.literal_eval(shown or "{}")
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,408 @@
+"""Which calls were answered from the cache, as monitors are told it; and no task's state changes by that."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlencode
+
+import pytest
+from celery import Celery, states
+from celery.events.event import Event
+from celery.events.state import State
+
+from aicache_tasks import CachedTask, CachePolicy
+from aicache_tasks.calllog import CALLS
+from aicache_tasks.events import DELAY_S, MOST_WAITING, CallEvents, Told, fields_of, type_of
+from aicache_tasks.records import CallInfo
+from aicache_tasks.redaction import REDACTED
+from aicache_tasks.runtime import runtime_of
+from aicache_tasks.testing import EmbeddedServer
+from tests.cluster.nodes import WorkerProcess, wait_until
+from tests.flower_process import FlowerProcess, running
+from tests.tasks.bench_tasks import LoneCelery
+from tests.tasks.conftest import end
+from tests.tasks.test_redaction import watching
+
+MODULE = "tests.tasks.remote_worker"
+TIMEOUT_S = 20
+OURS = re.compile("task-cache-")
+
+
+class Watch(NamedTuple):
+    """A worker that sends events, a Flower, and every event since the start."""
+
+    app: Celery
+    worker: WorkerProcess
+    flower: FlowerProcess
+    events: list[dict[str, Any]]
+
+    def call(self, name: str, *args: Any, headers: Any = None, **kwargs: Any) -> str:
+        """Call a task, wait for its end, and return its id."""
+        result = self.app.send_task(f"{MODULE}.{name}", args, kwargs, headers=headers)
+        result.get(timeout=TIMEOUT_S, propagate=False)
+        return str(result.id)
+
+    def of(self, task_id: str) -> list[str]:
+        return [event["type"] for event in list(self.events) if event.get("uuid") == task_id]
+
+    def told(self, task_id: str) -> dict[str, Any]:
+        """Wait for the event that tells of a call."""
+        found = lambda: [e for e in list(self.events) if e.get("uuid") == task_id and OURS.match(e["type"])]  # noqa: E731
+        event: dict[str, Any] = wait_until(found, TIMEOUT_S, f"what is told of {task_id}: {self.of(task_id)}")[0]
+        return event
+
+    def shown(self, **asked: str) -> dict[str, dict[str, Any]]:
+        """Return the tasks that Flower shows, by id."""
+        found: dict[str, dict[str, Any]] = self.flower.get(f"/api/tasks?{urlencode(asked)}").json
+        return found
+
+
+@pytest.fixture(scope="module")
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    folder = tmp_path_factory.mktemp("events")
+    (folder / "flowerconfig.py").write_text("")
+    with EmbeddedServer() as queue, EmbeddedServer() as cache:
+        urls = {"CELERY_BROKER_URL": queue.url, "CELERY_RESULT_BACKEND": queue.url, "AICACHE_URL": cache.url}
+        environ = urls | {"FLOWER_UNAUTHENTICATED_API": "true"}
+        flower = FlowerProcess(folder, folder / "flowerconfig.py", environ=environ, app=MODULE)
+        worker = WorkerProcess(MODULE, *urls.values(), extra_args=["-E"], name="told").start()
+        app = LoneCelery("caller", broker=queue.url, backend=queue.url, set_as_current=False)
+        try:
+            with watching(app) as events, running(flower):
+                worker.ready()
+                yield Watch(app, worker, flower, events)
+        finally:
+            worker.close()
+            end(app)
+
+
+@pytest.fixture(scope="module")
+def calls(watch: Watch) -> dict[str, str]:
+    """Call tasks that end in each way; return their ids once all is told."""
+    made = {"miss": watch.call("shout", "text"), "hit": watch.call("shout", "text")}
+    made["shown"] = watch.call("opened", "text", size=2)
+    made["bypass"] = watch.call("shout", "text", headers={"aicache_directives": {"bypass": True}})
+    made |= {"retried": watch.call("again", "text"), "failed": watch.call("fails", "text")}
+    again = {f"retried {number}": watch.call("again", f"text {number}") for number in range(4)}
+    made |= again
+    made["at once"] = watch.call("again", "text", countdown=0)
+    made |= {"twice": watch.call("twice", "text"), "plain": watch.call("plain", "text")}
+    for name in ("miss", "hit", "shown", "bypass", "retried", *again):  # retries run in either of two processes
+        watch.told(made[name])
+    last = watch.call("shout", "the last one")
+    watch.told(last)
+    return made
+
+
+def test_a_call_is_told_of_once_after_its_task_has_ended(watch: Watch, calls: dict[str, str]) -> None:
+    for name in ("miss", "hit", "shown", "bypass", "retried"):
+        types = watch.of(calls[name])
+        assert types[-1] == f"task-cache-{name if name in ('hit', 'bypass') else 'miss'}"
+        assert types[-2] == "task-succeeded"
+        assert sum(map(bool, map(OURS.match, types))) == 1
+    assert watch.of(calls["failed"])[-1] == "task-failed"
+    for name in ("failed", "plain", "at once"):
+        assert not any(map(OURS.match, watch.of(calls[name]))), name
+
+
+def test_a_body_that_retries_and_returns_all_the_same_is_told_of_only_when_it_is_over(
+    watch: Watch, calls: dict[str, str]
+) -> None:
+    types = watch.of(calls["twice"])
+    assert types.count("task-succeeded") == 2
+    ours = [number for number, kind in enumerate(types) if OURS.match(kind)]
+    assert [types[:number].count("task-succeeded") for number in ours] == [2]
+
+
+def test_an_event_says_how_it_went_and_hides_what_is_hidden(watch: Watch, calls: dict[str, str]) -> None:
+    hit, shown = watch.told(calls["hit"]), watch.told(calls["shown"])
+    assert hit["kwargs"] == "{'cache': 'hit', 'operation': 'shout', 'arguments': '<redacted>'}"
+    assert shown["kwargs"] == "{'cache': 'miss', 'operation': 'open', 'size': 2}"
+    assert (hit["cache"], hit["operation"], hit["hostname"]) == ("hit", "shout", watch.worker.hostname)
+    assert "runtime" not in hit
+
+
+def test_no_task_has_another_state_or_order_for_its_events(watch: Watch, calls: dict[str, str]) -> None:
+    events = [event | {"local_received": event["timestamp"]} for event in list(watch.events)]
+    ours, theirs = State(), State()
+    for event in events:
+        ours.event(dict(event))
+        if not OURS.match(event["type"]):
+            theirs.event(dict(event))
+        shown = [task.state for _, task in ours.itertasks()]
+        assert not any("CACHE" in state for state in shown), watch.of(event["uuid"])
+    assert {i: task.state for i, task in ours.itertasks()} == {i: task.state for i, task in theirs.itertasks()}
+    assert {ours.tasks[calls[name]].state for name in ("miss", "hit", "shown", "bypass", "retried")} == {"SUCCESS"}
+
+
+def test_flower_s_filters_and_search_find_hits(watch: Watch, calls: dict[str, str]) -> None:
+    """F1"""
+    ids = {calls[name] for name in ("miss", "hit", "shown", "bypass", "retried")}
+    wait_until(lambda: calls["hit"] in watch.shown(search="kwargs:cache=hit"), TIMEOUT_S, "Flower's events")
+    assert ids <= set(watch.shown(state="SUCCESS"))
+    assert {calls["failed"]} == set(watch.shown(state="FAILURE"))
+    assert {task["state"] for task in watch.shown().values()} <= {"SUCCESS", "FAILURE", "RETRY"}
+    assert set(watch.shown(search="kwargs:cache=hit")) == {calls["hit"]}
+    assert {calls["miss"], calls["shown"], calls["retried"]} <= set(watch.shown(search="kwargs:cache=miss"))
+    assert calls["shown"] in watch.shown(search="kwargs:size=2")
+    assert set(watch.shown(search="kwargs:operation=open")) == {calls["shown"]}
+    page = watch.flower.get(f"/task/{calls['hit']}").text
+    assert "&#x27;cache&#x27;: &#x27;hit&#x27;" in page or "&#39;cache&#39;: &#39;hit&#39;" in page
+    assert "SUCCESS" in page
+
+
+def test_flower_counts_hits_and_misses(watch: Watch, calls: dict[str, str]) -> None:
+    """F1"""
+
+    def counted(kind: str, task: str = "shout") -> float:
+        found = re.findall(
+            rf'^flower_events_total{{task="{MODULE}.{task}",type="{kind}",worker="{watch.worker.hostname}"}} (.*)$',
+            watch.flower.get("/metrics").text,
+            re.MULTILINE,
+        )
+        return float(found[0]) if found else 0.0
+
+    wait_until(lambda: counted("task-cache-miss") == 2, TIMEOUT_S, "Flower's events")
+    assert (counted("task-cache-hit"), counted("task-cache-bypass")) == (1, 1)
+    assert counted("task-succeeded") == 4
+
+
+def test_flower_s_page_of_a_worker_has_the_cache_s_line(watch: Watch, calls: dict[str, str]) -> None:
+    """F1"""
+    wait_until(lambda: line_in_flower(watch), TIMEOUT_S, "the line")
+    page = watch.flower.get(f"/worker/{watch.worker.hostname}").text
+    assert "aicache" in page
+    assert "hit rate" in page
+
+
+def line_in_flower(watch: Watch) -> bool:
+    workers = watch.flower.get(f"/api/workers?{urlencode({'refresh': 1, 'workername': watch.worker.hostname})}").json
+    return "hits" in workers.get(watch.worker.hostname, {}).get("stats", {}).get("aicache", {})
+
+
+# What a monitor makes of an event, whatever state it has for the task.
+
+ENDS = {"succeeded": states.SUCCESS, "failed": states.FAILURE}
+LATER = {"received": states.RECEIVED, "started": states.STARTED, "retried": states.RETRY, "revoked": states.REVOKED}
+
+
+def sent(kind: str, clock: int, **more: Any) -> Event:
+    return Event(kind, hostname="w@h", uuid="id", clock=clock, pid=1, utcoffset=0, local_received=100.0 + clock, **more)
+
+
+@pytest.mark.parametrize("ended", ENDS)
+@pytest.mark.parametrize("status", ["hit", "miss", "refresh", "bypass", "error", "disabled", "joined", "stale"])
+def test_a_task_that_has_ended_keeps_its_state_and_gets_the_fields(ended: str, status: str) -> None:
+    state = State()
+    for clock, kind in enumerate(("task-received", "task-started", f"task-{ended}")):
+        state.event(sent(kind, clock, name="shout", args=REDACTED, kwargs=REDACTED, timestamp=100.0 + clock))
+    told = Told(101.5, "id", "w@h", status, "shout", None)
+    state.event(sent(type_of(status), 9, timestamp=told.at_s, **fields_of(told)))
+    task = state.tasks["id"]
+    assert (task.state, task.name, task.args) == (ENDS[ended], "shout", REDACTED)
+    assert task.kwargs.startswith(f"{{'cache': '{status}'")
+    assert getattr(task, ended) == 102.0
+
+
+@pytest.mark.parametrize("before", LATER)
+def test_an_event_that_comes_too_soon_is_mended_by_the_next(before: str) -> None:
+    """Why nothing is told before a task has ended: and what happens if its worker was too busy to say so."""
+    state = State()
+    state.event(sent(f"task-{before}", 0, name="shout", timestamp=100.0))
+    state.event(sent("task-cache-hit", 1, timestamp=101.0))
+    state.event(sent("task-succeeded", 2, timestamp=102.0))
+    assert state.tasks["id"].state == states.SUCCESS
+
+
+# The thread.
+
+
+class Dispatcher:
+    """Takes events as Celery's does, of an application that is none."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[float, str, dict[str, Any]]] = []
+        self.error: Exception | None = None
+        self.events = SimpleNamespace(default_dispatcher=lambda hostname: self)
+
+    def __enter__(self) -> Self:
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.sent.append((time.time(), kind, fields))
+
+
+@pytest.mark.parametrize(("task_events", "part", "tells"), [(True, 1, True), (False, 1, False), (True, 0, False)])
+def test_only_a_worker_that_sends_events_tells_of_calls(
+    make: Callable[..., Celery], task_events: bool, part: float, tells: bool
+) -> None:
+    app = make(aicache_event_sample=part)
+    app.task(base=CachedTask, cache=CachePolicy(operation="tells"), name="tells")(upper)
+    (step,) = [step for step in app.steps["worker"] if step.name == "aicache"]
+    step(SimpleNamespace(app=app, steps=[], task_events=task_events))
+    assert (runtime_of(app).events is not None) == tells
+
+
+def request(number: int = 0, **more: Any) -> Any:
+    given = {"id": f"id {number}", "hostname": "w@h", "is_eager": False, "kwargsrepr": "{}", "retries": 0, "eta": None}
+    return SimpleNamespace(**given | more)
+
+
+def info(status: str = "hit") -> CallInfo:
+    return CallInfo(status, "", "shout", "key")
+
+
+def test_events_go_in_order_and_not_before_their_delay() -> None:
+    app = Dispatcher()
+    events = CallEvents(app, 1.0)
+    assert events._delay_s == DELAY_S
+    events._delay_s = 0.3
+    began_s = time.time()
+    for number in range(50):
+        events.add(request(number), info(), hidden=True)
+    wait_until(lambda: len(app.sent) == 50, TIMEOUT_S)
+    assert [fields["uuid"] for _, _, fields in app.sent] == [f"id {number}" for number in range(50)]
+    assert all(at_s - fields["timestamp"] >= 0.3 for at_s, _, fields in app.sent)
+    assert app.sent[-1][0] - began_s < DELAY_S
+    events.end(tell=True)
+
+
+def test_calls_of_nobody_are_not_told_of() -> None:
+    events = CallEvents(Dispatcher(), 1.0)
+    events.add(request(id=None), info(), hidden=True)
+    events.add(request(is_eager=True), info(), hidden=True)
+    events.add(request(retries=1), info(), hidden=True)
+    assert not events._waiting
+
+
+def test_a_part_of_the_calls_is_told_of() -> None:
+    events = CallEvents(Dispatcher(), 0.25)
+    events._attend = lambda: None  # type: ignore[method-assign] # no thread: nothing goes
+    for _ in range(4000):
+        events.add(request(), info(), hidden=True)
+    assert 800 < len(events._waiting) < 1200
+
+
+def test_what_waits_is_bounded() -> None:
+    events = CallEvents(Dispatcher(), 1.0)
+    events._attend = lambda: None  # type: ignore[method-assign]
+    for number in range(MOST_WAITING + 10):
+        events.add(request(number), info(), hidden=True)
+    assert len(events._waiting) == MOST_WAITING
+    assert events._waiting[0].task_id == "id 10"
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_a_process_that_ends_tells_at_once_or_not_at_all(tell: bool) -> None:
+    app = Dispatcher()
+    events = CallEvents(app, 1.0)
+    for number in range(3):
+        events.add(request(number), info(), hidden=True)
+    began_s = time.time()
+    events.end(tell=tell)
+    assert time.time() - began_s < DELAY_S / 2
+    assert len(app.sent) == (3 if tell else 0)
+    assert events._thread is not None
+    events._thread.join(TIMEOUT_S)
+    assert not events._thread.is_alive()
+
+
+def test_a_broker_that_is_away_is_warned_of_once_and_used_again(caplog: pytest.LogCaptureFixture) -> None:
+    app = Dispatcher()
+    app.error = ConnectionError("canary")
+    events = CallEvents(app, 1.0)
+    events._delay_s = 0.05
+    for number in range(3):
+        events.add(request(number), info(), hidden=True)
+        wait_until(lambda: not events._waiting, TIMEOUT_S)
+        time.sleep(0.06)
+    app.error = None
+    events.add(request(9), info(), hidden=True)
+    wait_until(lambda: app.sent, TIMEOUT_S)
+    assert [record.getMessage() for record in caplog.records] == ["aicache: events of calls are lost: ConnectionError"]
+    events.end(tell=True)
+
+
+def test_many_threads_lose_no_event() -> None:
+    app = Dispatcher()
+    events = CallEvents(app, 1.0)
+    events._delay_s = 0.01
+
+    def add(first: int) -> None:
+        for number in range(first, first + 500):
+            events.add(request(number), info(), hidden=True)
+            if number % 50 == 0:
+                time.sleep(0.02)  # so that the thread falls asleep in between
+
+    threads = [threading.Thread(target=add, args=(first,)) for first in range(0, 2000, 500)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: len(app.sent) == 2000, TIMEOUT_S)
+    assert len({fields["uuid"] for _, _, fields in app.sent}) == 2000
+    events.end(tell=True)
+
+
+@pytest.mark.parametrize("shown", ["{'text': 'x...", "{'a': object()}", "[1]", "{...}", "(" * 5000])
+def test_arguments_that_celery_shows_in_part_are_left_as_they_are(shown: str) -> None:
+    assert "kwargs" not in fields_of(Told(0.0, "id", "w@h", "hit", "shout", shown))
+
+
+def test_a_task_s_own_argument_is_not_covered() -> None:
+    told = fields_of(Told(0.0, "id", "w@h", "hit", "shout", "{'cache': 'mine', 'size': 2}"))
+    assert told["kwargs"] == "{'cache': 'mine', 'operation': 'shout', 'size': 2}"
+
+
+# The log.
+
+
+@pytest.fixture
+def shout(make: Callable[..., Celery]) -> Any:
+    return make().task(base=CachedTask, cache=CachePolicy(operation="log-shout"), name="log-shout")(upper)
+
+
+def upper(text: str) -> str:
+    if text == "fail":
+        raise ValueError("fails")
+    return text.upper()
+
+
+def test_each_call_is_one_record_at_debug(shout: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, CALLS.name)
+    shout("canary"), shout("canary"), shout.with_cache(bypass=True)("canary")
+    with pytest.raises(ValueError, match="fails"):
+        shout("fail")
+    with pytest.raises(Exception, match="no entry"):
+        shout.with_cache(only_if_cached=True)("none")
+    shout.apply(("canary",), task_id="my id")
+    said = [record.aicache for record in caplog.records if record.name == CALLS.name]  # type: ignore[attr-defined]
+    assert [(one["status"], one["set_status"], one["set_reason"]) for one in said] == [
+        ("miss", "success", ""),
+        ("hit", "", ""),
+        ("bypass", "", ""),
+        ("miss", "skipped", "body_failed"),
+        ("miss", "", ""),
+        ("hit", "", ""),
+    ]
+    assert {one["task"] for one in said} == {"log-shout"}
+    assert said[-1]["task_id"] == "my id"
+    assert said[0]["compute_ms"] > 0
+    assert "canary" not in caplog.text.lower() + repr(said).lower()
+
+
+def test_no_call_is_logged_above_debug(shout: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, CALLS.name)
+    shout("a"), shout("a")
+    assert caplog.records == []
