@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,10 +21,12 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from aicache_tasks.records import Sample
-from aicache_tasks.reports import families, prometheus
+from aicache_tasks.reports import families, prometheus, queries
 from aicache_tasks.reports.families import STEP_BOUNDS_S
 from aicache_tasks.reports.prometheus import RecordsCollector, register
 from aicache_tasks.runtime import runtime_of
+from aicache_tasks.sketch import Distribution
+from aicache_tasks.summaries import Summaries
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import FaultProxy, dropped, eventually, free_port
 from tests.reported import HOSTILE, calls, count_up, look_up, make_app, reader_of, send
@@ -202,14 +204,28 @@ class TestCountersNeverFall:
         assert all(after[key] >= value for key, value in before.items())
         assert of(after, "aicache_lookups_total") == 55
 
-    def test_a_value_beside_a_bound_stays_on_its_side(self, app: Celery) -> None:
-        registry = registry_of(app)
-        for took_ns in (1_000_000, 5_000_000, 995_000, 100):
-            count_up(app, look_up(time.time(), "shout", hit=True, took_ns=took_ns))
-            before = counters(registry)
-            count_up(app, look_up(time.time(), "shout", hit=True, took_ns=60_000_000))
-            raw = {(s.name, tuple(sorted(s.labels.items()))): s.value for s in fresh_samples(app)}
-            assert all(raw[key] >= value for key, value in before.items()), "without what was held"
+    def test_a_value_at_a_bound_stays_on_its_side_whatever_comes_later(self) -> None:
+        bounds = [bound * 1e9 for bound in STEP_BOUNDS_S]
+        for bound in bounds:
+            spread = Distribution()
+            spread.add([int(bound)])
+            before = families.under(spread, bounds)
+            spread.add([10**12])
+            assert all(now >= then for now, then in zip(families.under(spread, bounds), before, strict=True))
+
+    def test_a_process_that_begins_while_all_is_counted_says_nothing_rather_than_too_little(
+        self, app: Celery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        preview = Summaries.preview
+
+        def overtaken(self: Summaries, **given: Any) -> Any:
+            count_up(app, calls(5, [time.time()], ["shout"]))
+            return preview(self, **given)
+
+        monkeypatch.setattr(Summaries, "preview", overtaken)
+        assert not of(series(registry_of(app)), "aicache_lookups_total")
+        monkeypatch.undo()
+        assert of(series(registry_of(app)), "aicache_lookups_total") == 5 * queries.TRIES * prometheus.READS
 
     def test_a_replica_that_missed_a_little_does_not_take_them_back(self, app: Celery, client: Any) -> None:
         registry, totals = registry_of(app), reader_of(app).summaries.keys.totals
@@ -229,12 +245,6 @@ class TestCountersNeverFall:
         client.flushall()
         count_up(app, calls(10, [time.time()], ["shout"]))
         assert of(series(registry), "aicache_lookups_total") == 10
-
-
-def fresh_samples(app: Celery) -> Iterator[Any]:
-    for metric in registry_of(app).collect():
-        if metric.type in ("counter", "histogram"):
-            yield from metric.samples
 
 
 class TestAServerThatIsAway:
