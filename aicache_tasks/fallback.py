@@ -26,6 +26,9 @@ LATE_PERIODS: Final = 3
 STOP_S: Final = 5.0
 """How long a stopping worker waits for the piece that its roll-up is at."""
 
+_RANDOM: Final = random.SystemRandom()
+"""Not the module's own generator, which an application may have seeded: this thread would move it on."""
+
 
 class Stopping(Exception):  # noqa: N818 - names an event
     """The worker stops: the roll-up ends after the piece that it has committed."""
@@ -72,7 +75,7 @@ class Fallback:
             self._thread.join(STOP_S)
 
     def _watch(self) -> None:
-        while not self._stop.wait(self.check_s * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311 - spreads load
+        while not self._stop.wait(self.check_s * _RANDOM.uniform(1 - JITTER, 1 + JITTER)):
             try:
                 self.check()
             except Stopping:

@@ -67,7 +67,9 @@ class LocalCache:
         self._clock, self._now_ms = clock, now_ms
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler that looks up while its thread is in here must not wait for itself. It comes
+        # between two calls, so that what keeps entries and their bytes in step has none.
+        self._lock = threading.RLock()
 
     def get(self, key: str) -> LocalEntry | None:
         """Return the entry of *key*, None if there is none or its end has passed.
@@ -80,7 +82,8 @@ class LocalCache:
             if slot is None:
                 return None
             if self._clock() < slot.end_s and self._now_ms() < slot.end_ms:
-                self._slots.move_to_end(key)
+                if key in self._slots:
+                    self._slots.move_to_end(key)
                 return slot.entry
             self._remove(key)
             return None
@@ -88,13 +91,14 @@ class LocalCache:
     def put(self, key: str, entry: LocalEntry) -> None:
         """Keep *entry* in place of what *key* had; not if it is past its end or larger than the whole cache."""
         left_s = (entry.opened.expires_ms - self._now_ms()) / 1000
-        cost_bytes = _cost_bytes(key, entry)
+        slot = _Slot(entry, self._clock() + left_s, entry.opened.expires_ms, _cost_bytes(key, entry))
         with self._lock:
             self._remove(key)
-            if left_s <= 0 or cost_bytes > self._max_bytes or self._max_entries <= 0:
+            if left_s <= 0 or slot.cost_bytes > self._max_bytes or self._max_entries <= 0:
                 return
-            self._slots[key] = _Slot(entry, self._clock() + left_s, entry.opened.expires_ms, cost_bytes)
-            self._bytes += cost_bytes
+            if key not in self._slots:
+                self._slots[key] = slot
+                self._bytes += slot.cost_bytes
             self._make_room()
 
     def drop(self, key: str) -> bool:
@@ -104,10 +108,10 @@ class LocalCache:
 
     def clear(self) -> int:
         """Forget everything; return how many entries that were."""
+        empty: OrderedDict[str, _Slot] = OrderedDict()
         with self._lock:
             dropped = len(self._slots)
-            self._slots.clear()
-            self._bytes = 0
+            self._slots, self._bytes = empty, 0
             return dropped
 
     def after_fork(self) -> None:
@@ -115,7 +119,7 @@ class LocalCache:
 
         Another thread of the parent may have held the lock at the fork, in the middle of a change.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._slots, self._bytes, self.evictions = OrderedDict(), 0, 0
 
     def __len__(self) -> int:
@@ -132,17 +136,18 @@ class LocalCache:
         return f"{len(self._slots)}/{self._max_entries}"
 
     def _remove(self, key: str) -> bool:
-        slot = self._slots.pop(key, None)
-        if slot is None:
+        slots = self._slots
+        if key not in slots:
             return False
-        self._bytes -= slot.cost_bytes
+        self._bytes -= slots[key].cost_bytes
+        del slots[key]
         return True
 
     def _make_room(self) -> None:
         while len(self._slots) > self._max_entries or self._bytes > self._max_bytes:
-            _, slot = self._slots.popitem(last=False)
-            self._bytes -= slot.cost_bytes
-            self.evictions += 1
+            for oldest in self._slots:
+                self.evictions += self._remove(oldest)
+                break
 
 
 def _cost_bytes(key: str, entry: LocalEntry) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -130,6 +131,19 @@ def test_stopping_it_ends_a_roll_up_after_the_piece_that_it_is_at(desk: Desk, mo
         desk.fallback.check()
     assert pieces == [1, 2]
     assert (desk.summaries.totals()["shout"].hits, desk.summaries.backlog().entries) == (2, 3)
+
+
+def test_it_leaves_the_application_s_generator_of_random_numbers_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fallback, "check_s", 0.001)
+    looks = threading.Semaphore(0)
+    monkeypatch.setattr(desk.fallback, "check", looks.release)
+    before = random.getstate()
+    desk.fallback.start()
+    for _ in range(3):
+        assert looks.acquire(timeout=20)
+    assert random.getstate() == before
 
 
 def test_its_thread_ends_when_it_is_stopped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,47 @@ class TestBreaker:
                 os._exit(0 if one.state == "open" else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
+    @pytest.mark.timeout(10)
+    @pytest.mark.parametrize("inner", ["failed", "allows", "succeeded"])
+    @pytest.mark.parametrize("outer", ["failed", "allows"])
+    def test_a_signal_handler_may_ask_while_its_thread_is_in_a_call(self, outer: str, inner: str) -> None:
+        wound, is_due = Clock(), False
+
+        def interrupted() -> float:
+            nonlocal is_due
+            if is_due:
+                is_due = False
+                ask(inner)
+            return wound()
+
+        def ask(name: str) -> None:
+            one.failed("x") if name == "failed" else getattr(one, name)()
+
+        one = Breaker("reads", clock=interrupted, rng=lambda: 0.5)
+        one.failed("x")
+        wound.now_s += 1.01
+        is_due = True
+        ask(outer)
+        assert not is_due
+        assert one._delay_s in (0.0, 1.0, 2.0)
+        assert (one.opened - one.closed, one.is_open) in ((0, False), (1, True))
+        wound.now_s += 60
+        assert one.allows()
+        one.succeeded()
+        assert one.state == "closed"
+
+    @pytest.mark.timeout(10)
+    def test_a_fault_that_a_signal_handler_meets_during_another_counts_once(self, clock: Clock) -> None:
+        draws = iter((lambda: one.failed("x"), lambda: None, lambda: None))
+
+        def draw() -> float:
+            next(draws)()
+            return 0.5
+
+        one = breaker(clock, rng=draw)
+        one.failed("x")
+        assert (one.opened, one._until_s - clock.now_s) == (1, 1.0)
+
 
 class Bench:
     def __init__(self, clock: Clock) -> None:

@@ -293,3 +293,58 @@ def test_a_child_forked_while_a_thread_was_changing_the_cache_starts_with_an_emp
     thread.join()
     assert os.waitstatus_to_exitcode(status) == 0
     assert l1.get("k") is not None
+
+
+@pytest.mark.timeout(20)
+def test_a_signal_handler_may_look_up_while_its_thread_is_in_a_call() -> None:
+    """The clocks are read in the middle of a call; what they do here, a handler does."""
+    clocks, dice, is_inside = Clocks(), random.Random(7), False
+    keys = "abcdef"
+
+    def act() -> None:
+        key = dice.choice(keys)
+        what = dice.randrange(6)
+        if what < 3:
+            l1.put(key, entry(bytes(dice.randrange(2000))))
+        elif what == 3:
+            l1.drop(key)
+        elif what == 4:
+            l1.get(key)
+        else:
+            l1.clear()
+
+    def interrupted() -> float:
+        nonlocal is_inside
+        if not is_inside and dice.random() < 0.7:
+            is_inside = True
+            act()
+            is_inside = False
+        clocks.monotonic_s += 1.0
+        return clocks.monotonic_s
+
+    l1 = LocalCache(4, 5000, clock=interrupted, now_ms=lambda: clocks.wall_ms)
+    for _ in range(5000):
+        act()
+        assert l1.bytes == sum(slot.cost_bytes for slot in l1._slots.values()) <= 5000
+        assert len(l1) <= 4
+
+
+@pytest.mark.timeout(20)
+def test_real_signals_in_the_middle_of_calls_leave_entries_and_bytes_in_step(clocks: Clocks) -> None:
+    l1, dice, kept = cache(clocks, 4, 5000), random.Random(7), [entry(bytes(size)) for size in (10, 500, 1500, 3000)]
+
+    def act(*_: object) -> None:
+        l1.put(dice.choice("abcdef"), dice.choice(kept))
+        l1.get(dice.choice("abcdef"))
+        if dice.random() < 0.1:
+            l1.drop("a") or l1.clear()
+
+    before = signal.signal(signal.SIGALRM, act)
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+    try:
+        for _ in range(30_000):
+            act()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert l1.bytes == sum(slot.cost_bytes for slot in l1._slots.values()) <= 5000

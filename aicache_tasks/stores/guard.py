@@ -67,7 +67,7 @@ class Breaker:
         self._min_s, self._max_s, self._clock, self._rng = min_s, max_s, clock, rng
         self._delay_s = self._until_s = 0.0
         self._prober: tuple[int, int] | None = None
-        self._locks: dict[int, threading.Lock] = {}
+        self._locks: dict[int, threading.RLock] = {}
 
     @property
     def state(self) -> str:
@@ -104,11 +104,14 @@ class Breaker:
                 before the breaker opened say nothing new.
         """
         with self._lock():
+            me, now_s, spread = _me(), self._clock(), 1 + JITTER * (2 * self._rng() - 1)
+            # No call from here: a signal handler that asks the store changes this before or after all of it.
             was_open = self.is_open
-            if was_open and not also_open and self._prober != _me():
+            if was_open and not also_open and self._prober != me:
                 return False
-            self._delay_s = min(self._delay_s * 2 or self._min_s, self._max_s)
-            self._until_s = self._clock() + self._delay_s * (1 + JITTER * (2 * self._rng() - 1))
+            delay_s = self._delay_s * 2 or self._min_s
+            self._delay_s = delay_s if delay_s < self._max_s else self._max_s  # noqa: FURB136 - would be a call
+            self._until_s = now_s + self._delay_s * spread
             self.is_open, self._prober = True, None
             self.opened += not was_open
         if not was_open:
@@ -132,14 +135,21 @@ class Breaker:
         if self._clock() < self._until_s:
             return False
         with self._lock():
-            if self._clock() < self._until_s:
+            me, now_s = _me(), self._clock()
+            # No call from here, as in `failed`.
+            if now_s < self._until_s:
                 return False
-            self._prober = _me()
-            self._until_s = self._clock() + max(self._delay_s, PROBE_S)  # also if the prober never comes back
+            self._prober = me
+            delay_s = self._delay_s if self._delay_s > PROBE_S else PROBE_S  # noqa: FURB136 - would be a call
+            self._until_s = now_s + delay_s  # also if the prober never comes back
             return True
 
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())  # a lock that was held at a fork stays held
+    def _lock(self) -> threading.RLock:
+        """Return this process's lock: one that was held at a fork stays held.
+
+        Re-entrant: a signal handler that asks the store while its thread is in here must not wait for itself.
+        """
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
 
 def _me() -> tuple[int, int]:

@@ -33,7 +33,7 @@ class MemoryStore:
         self.now_s = 0.0
         self.fail: StoreError | None = None
         self._held: dict[str, tuple[bytes, float]] = {}
-        self._locks: dict[int, threading.Lock] = {}
+        self._locks: dict[int, threading.RLock] = {}
 
     def read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
         """See `Store.read`."""
@@ -101,7 +101,8 @@ class MemoryStore:
     def _at_work(self) -> Iterator[None]:
         if self.fail is not None:
             raise self.fail
-        with self._locks.setdefault(os.getpid(), threading.Lock()):  # a lock that was held at a fork stays held
+        # One that was held at a fork stays held. Re-entrant for signal handlers, as in `Breaker`.
+        with self._locks.setdefault(os.getpid(), threading.RLock()):
             yield
 
     def _now_s(self) -> float:
