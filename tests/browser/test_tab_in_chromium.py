@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aicache_tasks.records import Sample
 from aicache_tasks.reports import wording
 from aicache_tasks.runtime import runtime_of
 from tests.browser.conftest import DESKTOP, PHONE, Lab, Opens, ago
@@ -329,7 +330,20 @@ class TestWhenSomethingIsWrong:
         count_up(strict, calls(100, [ago(1)], ["summarize"]))
         list(alerts.changes(reader_of(strict).summaries))
         page = opened(lab.flower)
-        says(page, "#aic-notes", r"warning slow operation of summarize: [\d.]+ ms, threshold 0.01 ms, since \d{4}-")
+        says(page, "#aic-notes", r"warning slow operation of summarize: [\d.]+ ms, threshold 10 µs, since \d{4}-")
+
+    def test_what_the_hit_rate_hides_is_said(self, lab: Lab, opened: Opens) -> None:
+        failed = Sample(ago(1), "summarize", "get", "error", "redis_connection_failed", 50_000_000)
+        count_up(lab.app, [*calls(20, [ago(1)], ["summarize"]), failed, failed])
+        page = opened(lab.flower)
+        says(page, "#aic-notes", "2 look-ups failed in this span, and the bodies ran: redis_connection_failed 2")
+        assert "2 more failed" in page.inner_text("#aic-cards")
+        columns = page.locator("#aic-operations thead th").all_inner_texts()
+        at = next(at for at, text in enumerate(columns) if text.startswith("Errors"))
+        assert page.locator("#aic-operations tbody tr >> nth=0").locator("th, td").nth(at).inner_text() == "2"
+        assert any(text.startswith("Money saved") for text in columns)
+        scrolled = page.locator("#aic-operations .aic-scroll").evaluate("e => e.scrollWidth - e.clientWidth")
+        assert scrolled <= 0, "with all columns that there can be"
 
 
 class TestInvalidation:
@@ -466,15 +480,21 @@ SIZES_BYTES = [0, 1, 999, 999.4, 1000, 1234, 2.5e9, 10**15, None]
 MONEY = [0, 0.00213, 0.5, 0.994, 0.999, 12.5, 1234.567, None]
 
 
+MEASURED = [(151.4, "ms"), (1_731_880, "bytes"), (0.4, "hits / look-ups"), (60, "an hour"), (None, "ms")]
+
+
 def test_numbers_read_as_in_the_terminal(office: SimpleNamespace, opened: Opens) -> None:
     page = opened(office.flower)
     wanted = {"duration": [*NS, None], "number": COUNTS, "percent": SHARES, "size": SIZES_BYTES, "money": MONEY}
+    module = "/aicache/static/format.js"
     for name, values in wanted.items():
-        module = "/aicache/static/format.js"
         shown = page.evaluate(
             "async ([m, n, v]) => { const f = await import(m); return v.map(f[n]); }", [module, name, values]
         )
         assert shown == [getattr(wording, name)(value) for value in values], name
+    measure = "async ([m, v]) => { const f = await import(m); return v.map(([a, b]) => f.measured(a, b)); }"
+    shown = page.evaluate(measure, [module, MEASURED])
+    assert shown == [wording.measured(value, unit) for value, unit in MEASURED]
 
 
 def test_a_hidden_page_asks_for_nothing(office: SimpleNamespace, opened: Opens) -> None:

@@ -4,9 +4,9 @@ import { byId, h, name, prose, replace } from "./dom.js";
 import { Charts } from "./charts.js";
 import { Dialog } from "./dialog.js";
 import * as figures from "./figures.js";
-import { clock, number, percent, seconds } from "./format.js";
+import { clock, measured, number, percent, seconds } from "./format.js";
 
-const EVERY_MS = 5000, PATIENCE_MS = 12000, SAID_MS = 20000;
+const EVERY_MS = 5000, PATIENCE_MS = 12000, SAID_MS = 20000, MOST_REASONS = 4;
 const root = byId("aic");
 const view = { span: root.dataset.defaultSpan, operation: "", order: { at: 1, down: true } };
 let shown = null, received = 0, paused = false, timer = 0, request = null, lastState = "", chosen = "", unsaid = 0;
@@ -98,7 +98,8 @@ const fault = (state) => ["down", "slow", "misconfigured", "absent"].includes(st
 function notes() {
   const lines = (shown.alerts || []).map((alert) => h("li", { class: alert.level === "critical" ? "aic-problem" : "aic-warning" },
     h("strong", null, alert.level), " ", alert.alert.replaceAll("_", " "), alert.operation ? [" of ", name(alert.label)] : "",
-    `: ${alert.value === null ? "no figure" : alertValue(alert.value, alert.unit)}, threshold ${alertValue(alert.threshold, alert.unit)}, since ${alert.since.slice(0, 16).replace("T", " ")} UTC`));
+    `: ${measured(alert.value, alert.unit)}, threshold ${measured(alert.threshold, alert.unit)}, since ${alert.since.slice(0, 16).replace("T", " ")} UTC`));
+  if (shown.total) lines.push(...troubles(shown.total.counts));
   if (shown.switched_off) lines.push(h("li", { class: "aic-warning" }, prose("The cache is switched off for this process: `aicache_disabled`.")));
   if (shown.samples === "off") lines.push(h("li", { class: "aic-warning" }, prose("Tasks add nothing to these figures: `aicache_samples` is off.")));
   if (shown.rollup?.late && shown.state === "ok") lines.push(h("li", { class: "aic-info" }, shown.rollup.asked_s_ago === null
@@ -107,10 +108,19 @@ function notes() {
   byId("aic-notes").replaceChildren(...lines);
 }
 
-function alertValue(value, unit) {
-  if (unit.startsWith("hits")) return percent(value);
-  return `${number(value)} ${unit}`;
+// What the hit rate hides: calls that the server did not answer, and answers that it did not take.
+function troubles(counts) {
+  const kinds = [["get", "error", "look-up", "failed in this span, and the bodies ran:"], ["set", "failed", "answer", "could not be stored in this span:"]];
+  return kinds.flatMap(([step, status, thing, text]) => {
+    const reasons = Object.entries(counts[step]?.[status] ?? {}).sort((a, b) => b[1] - a[1]);
+    if (!reasons.length) return [];
+    const all = reasons.reduce((sum, [, times]) => sum + times, 0);
+    const why = reasons.slice(0, MOST_REASONS).map(([reason, times]) => [" ", name(printable(reason)), ` ${number(times)}`]);
+    return [h("li", { class: "aic-warning" }, `${number(all)} ${thing}${all === 1 ? "" : "s"} ${text}`, why, reasons.length > MOST_REASONS ? " …" : "")];
+  });
 }
+
+const printable = (text) => text.replace(/[^ -~]/g, "?").slice(0, 48);
 
 function choices() {
   const select = byId("aic-operation");

@@ -21,7 +21,7 @@ export function cards(element, shown) {
     lines.filter(Boolean).map((line) => h("p", { class: "aic-card-line" }, line)));
   replace(element,
     card("Hit rate", percent(total.hit_rate), [`${number(total.hits)} hits, ${number(total.misses)} misses`, since(percent(ever.hit_rate))], "metric-card-success"),
-    card("Look-ups", number(lookups(total)), [`${number(errors(total))} unanswered`, since(number(lookups(ever)))], "metric-card-active"),
+    card("Look-ups", number(lookups(total)), [errors(total) ? `${number(errors(total))} more failed` : "none failed", since(number(lookups(ever)))], "metric-card-active"),
     card("Time saved", seconds(total.saved.seconds), [`${seconds(total.spent.seconds)} spent`, since(seconds(ever.saved.seconds))], "metric-card-success"),
     tokens(ever.saved) || tokens(ever.spent)
       ? card("Tokens saved", number(tokens(total.saved)), [`${number(tokens(total.spent))} spent`, since(number(tokens(ever.saved)))], "metric-card-success") : null,
@@ -33,8 +33,8 @@ export function cards(element, shown) {
 }
 
 export function operations(element, shown, actions) {
-  const rows = shown.operations.filter((row) => row.operation || lookups(row)).map((row) => ({ ...row, chosen: row.operation === shown.operation }));
-  const costs = rows.some((row) => row.saved.cost), counted = rows.some((row) => tokens(row.saved));
+  const rows = shown.operations.filter((row) => row.operation || row.counts.get).map((row) => ({ ...row, chosen: row.operation === shown.operation }));
+  const costs = rows.some((row) => row.saved.cost), failed = rows.some(errors), counted = rows.some((row) => tokens(row.saved));
   const focus = (row) => h("button", { type: "button", class: "aic-focus", "data-key": `focus ${row.operation}`, "aria-pressed": row.chosen ? "true" : "false",
     onclick: () => actions.focus(row.chosen ? "" : row.operation) }, name(row.label));
   const remove = (row, place) => h("button", { type: "button", class: `aic-button aic-small ${place}`, "data-key": `invalidate ${place} ${row.operation}`,
@@ -44,13 +44,14 @@ export function operations(element, shown, actions) {
     { head: "Operation", left: true, text: named, value: (row) => row.label },
     { head: "Look-ups", text: (row) => number(lookups(row)), value: lookups },
     { head: "Hit rate", text: (row) => [h("span", { class: "aic-rate" }, percent(row.hit_rate)), bar(row.hit_rate)], value: (row) => row.hit_rate },
+    failed ? { head: "Errors", wide: true, text: (row) => (errors(row) ? h("span", { class: "aic-bad" }, number(errors(row))) : NOTHING), value: errors, title: "Calls that the server did not answer" } : null,
     { head: "Time saved", text: (row) => seconds(row.saved.seconds), value: (row) => row.saved.seconds },
     counted ? { head: "Tokens saved", wide: true, text: (row) => number(tokens(row.saved)), value: (row) => tokens(row.saved) } : null,
     costs ? { head: "Money saved", wide: true, text: (row) => money(row.saved.cost), value: (row) => row.saved.cost } : null,
     { head: "Look-up p95", wide: true, text: (row) => duration(took(row, "get", "p95")), value: (row) => took(row, "get", "p95") },
-    { head: "Compute p50", wide: true, text: (row) => duration(took(row, "compute", "p50")), value: (row) => took(row, "compute", "p50") },
+    { head: "Compute p50", wide: true, spare: true, text: (row) => duration(took(row, "compute", "p50")), value: (row) => took(row, "compute", "p50") },
     { head: "Compute p95", wide: true, text: (row) => duration(took(row, "compute", "p95")), value: (row) => took(row, "compute", "p95") },
-    { head: "Stored", wide: true, text: (row) => size(row.bytes.stored), value: (row) => row.bytes.stored },
+    { head: "Stored", wide: true, spare: true, text: (row) => size(row.bytes.stored), value: (row) => row.bytes.stored },
     shown.may_invalidate ? { head: "Answers", wide: true, text: (row) => (row.operation ? remove(row, "aic-broad") : "") } : null,
   ].filter(Boolean);
   const more = shown.operations_in_all - shown.operations.length;

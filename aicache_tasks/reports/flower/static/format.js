@@ -67,6 +67,14 @@ export function money(amount) {
   return String(Number(amount.toPrecision(2)));
 }
 
+// A value in one of the units that alerts have.
+export function measured(value, unit) {
+  if (value === null || value === undefined) return NOTHING;
+  if (unit === "ms") return milliseconds(value);
+  if (unit === "bytes") return size(value);
+  return unit === "hits / look-ups" ? percent(value) : `${number(value)} ${unit}`;
+}
+
 const two = (value) => String(value).padStart(2, "0");
 
 export function clock(s) {

@@ -161,8 +161,8 @@ function times(plot, width) {
   const every = [5, 10, 15, 30, 60, 180, 240, 360, 720, 1440, 2880, 7200, 14400].find((minutes) => (starts.length * length) / 60 / minutes <= room) * 60;
   return starts.flatMap((start, at) => {
     if (start % every) return [];
-    const text = length >= 86400 || start % 86400 === 0 ? day(start) : clock(start), x = plot.x(at) + (plot.x(1) - plot.x(0)) / 2;
-    if (x < LEFT + 10 || x > width - 18) return [];
+    const text = length >= 86400 || start % 86400 === 0 ? day(start) : clock(start), middle = plot.x(at) + (plot.x(1) - plot.x(0)) / 2;
+    const x = Math.min(Math.max(middle, LEFT + 14), width - 20);
     return [svg("text", { class: "aic-tick aic-tick-x", x, y: HEIGHT - 7 }, text)];
   });
 }

@@ -2,14 +2,17 @@
 
 import { h, svg, replace } from "./dom.js";
 
-// columns: {head, text(row), value(row)?, left?, wide?, title?}; wide ones go where there is no room.
+const CROWDED = 10;
+
+// columns: {head, text(row), value(row)?, left?, wide?, spare?, title?}; wide ones go where there is little room, spare
+// ones go too where there are many.
 export function table(columns, rows, { caption, empty = "Nothing in this span.", order = null, onorder = null } = {}) {
   const shown = sorted(columns, rows, order);
   const head = h("tr", null, columns.map((column, at) => header(column, at, order, onorder)));
   const body = shown.length
     ? shown.map((row) => h("tr", { class: row.chosen ? "aic-chosen" : null }, columns.map((column, at) => cell(column, at, row))))
     : [h("tr", null, h("td", { class: "aic-empty", colspan: columns.length }, empty))];
-  return h("div", { class: "aic-scroll", tabindex: "0", role: "region", "aria-label": `Table: ${caption.toLowerCase()}`, "data-key": `scroll ${caption}` },
+  return h("div", { class: `aic-scroll ${columns.length > CROWDED ? "aic-crowded" : ""}`, tabindex: "0", role: "region", "aria-label": `Table: ${caption.toLowerCase()}`, "data-key": `scroll ${caption}` },
     h("table", { class: "aic-table" }, h("caption", { class: "visually-hidden" }, caption), h("thead", null, head), h("tbody", null, body)));
 }
 
@@ -20,7 +23,7 @@ function sorted(columns, rows, order) {
   return [...rows].sort((a, b) => (rank(a) < rank(b) ? -sign : rank(a) > rank(b) ? sign : 0));
 }
 
-const classes = (column) => [column.left ? "aic-left" : null, column.wide ? "aic-wide" : null].filter(Boolean).join(" ") || null;
+const classes = (column) => [column.left ? "aic-left" : null, column.wide ? "aic-wide" : null, column.spare ? "aic-spare" : null].filter(Boolean).join(" ") || null;
 
 function header(column, at, order, onorder) {
   const given = { scope: "col", class: classes(column), title: column.title };
