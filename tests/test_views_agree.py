@@ -1,0 +1,114 @@
+"""One run, seen from everywhere: command, tab, workers' answers, Prometheus, page and records say the same."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aicache_tasks.beat import roll_up
+from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked, document, now_of
+from aicache_tasks.reports.rows import figures_json
+from aicache_tasks.runtime import reset_runtime
+from aicache_tasks.testing import EmbeddedServer
+from tests import doctor_app
+from tests.cluster.nodes import WorkerProcess
+from tests.faults import eventually
+from tests.reported import reader_of
+from tests.test_cli import read
+from tests.test_html_report import written
+from tests.test_prometheus import of, registry_of, series
+
+CALLS = 2000
+REFRESHED, BYPASSED = 60, 40
+KEPT = ("hits", "misses", "hit_rate", "saved")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(180)
+def test_after_a_mixed_run_on_two_workers_all_views_agree_exactly(tmp_path: Path) -> None:
+    app = doctor_app.app
+    with EmbeddedServer() as cache, EmbeddedServer() as queue:
+        app.conf.update(broker_url=queue.url, result_backend=queue.url, aicache_url=cache.url)
+        reset_runtime(app)
+        urls = (queue.url, queue.url, cache.url)
+        workers = [
+            WorkerProcess("tests.doctor_app", *urls, concurrency=1, name=name).start() for name in ("one", "two")
+        ]
+        try:
+            for worker in workers:
+                worker.ready()
+            sent = send_all()
+            reader = reader_of(app)
+            eventually(lambda: is_all_there(reader.live().totals), within_s=120)
+            roll_up(app)
+            answers = asked_of_workers(app)
+            compare(app, tmp_path, sent, answers)
+        finally:
+            for worker in workers:
+                worker.close()
+            reset_runtime(app)
+            app.close()
+
+
+def send_all() -> Counter[str]:
+    """Send the calls, some of them again and again; return how many of each operation."""
+    rng, sent = random.Random(7), Counter[str]()
+    for number in range(CALLS):
+        text = f"text {rng.randint(1, 150)}"
+        name = rng.choice(("shout", "whisper"))
+        task = doctor_app.app.tasks[f"tests.doctor_app.{name}"]
+        refreshed, bypassed = number < REFRESHED, REFRESHED <= number < REFRESHED + BYPASSED
+        directed = task.with_cache(refresh=refreshed, bypass=bypassed) if refreshed or bypassed else task
+        directed.apply_async((text,), {"size": 2} if name == "shout" else {}, ignore_result=True)
+        sent[name if name == "shout" else task.name] += 1
+    return sent
+
+
+def is_all_there(totals: dict[str, Any]) -> bool:
+    """Say whether every call's last timing has come: of what was computed, its store's."""
+    computed = sum(record.of("get", "miss", "refresh") for record in totals.values())
+    stored = sum(record.of("set") for record in totals.values())
+    return sum(record.of("get") for record in totals.values()) == CALLS and stored == computed
+
+
+def asked_of_workers(app: Any) -> list[dict[str, Any]]:
+    replies = app.control.broadcast("cache_stats", reply=True, timeout=10, limit=2)
+    return [answer for reply in replies for answer in reply.values()]
+
+
+def compare(app: Any, folder: Path, sent: Counter[str], answers: list[dict[str, Any]]) -> None:
+    reader = reader_of(app)
+    records = {name: figures_json(record) for name, record in reader.summaries.totals().items()}
+    assert Counter({name: record.of("get") for name, record in reader.summaries.totals().items()}) == sent
+
+    seen = Counter(
+        {s: n for r in reader.summaries.totals().values() for (step, s, _), n in r.counts.items() if step == "get"}
+    )
+    assert (seen["refresh"] > 0, seen["bypass"] > 0, seen["hit"] > seen["miss"] > 0) == (True, True, True)
+
+    command = {row["operation"]: row for row in read(app, "stats")["operations"]}
+    tab = {row["operation"]: row for row in document(reader, Asked(ALL_TIME), now_of(reader))["operations"]}
+    page = {row["operation"]: row for row in written(app, folder, "--since", "1h").document["operations"]}
+    for view in (command, tab, page):
+        assert {name: {figure: row[figure] for figure in records[name]} for name, row in view.items()} == records
+
+    assert len(answers) == 2
+    for answer in answers:
+        brief = {name: {figure: row[figure] for figure in KEPT} for name, row in answer["operations"].items()}
+        assert brief == {name: {figure: row[figure] for figure in KEPT} for name, row in records.items()}
+
+    shown = series(registry_of(app))
+    for name, row in records.items():
+        for status, reasons in row["counts"]["get"].items():
+            for reason, count in reasons.items():
+                labels = {"operation": name, "status": status, "reason": reason}
+                assert of(shown, "aicache_lookups_total", **labels) == count
+        for step, spread in row["steps"].items():
+            assert of(shown, "aicache_step_seconds_count", operation=name, step=step) == spread["count"]
+            assert of(shown, "aicache_step_seconds_sum", operation=name, step=step) == spread["sum_ns"] / 1e9
+        assert of(shown, "aicache_saved_seconds_total", operation=name) == row["saved"]["seconds"]
+        assert of(shown, "aicache_served_bytes_total", operation=name) == row["bytes"]["served"]
