@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import aicache_tasks.stores.redis  # noqa: F401 - and its driver: hundreds of children would load them each anew
 from aicache_tasks import summaries
 from aicache_tasks.errors import StoreError
 from aicache_tasks.summaries import Summaries
