@@ -136,6 +136,7 @@ def test_policies_show_where_workers_differ_and_nothing_that_vary_holds(site: Si
     assert one | {"tasks": 0} == two | {"tasks": 0}
 
 
+@pytest.mark.soak
 def test_celery_s_own_commands_show_the_answers_within_their_second(site: Site) -> None:
     counted(site, 1)
     shown = site.command("inspect", "cache_stats", "shout", "--json")
@@ -186,6 +187,7 @@ def test_the_cache_of_all_workers_is_switched_off_and_on(site: Site) -> None:
     assert {answer["error"] for answer in site.ask("cache_mode", mode="of").values()} == {"cache_mode takes on or off"}
 
 
+@pytest.mark.soak
 def test_a_frozen_server_delays_no_answer(servers: Servers) -> None:
     config = servers.config(BROKER_DB + 2)
     with EmbeddedServer() as cache:
