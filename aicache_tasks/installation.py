@@ -8,7 +8,7 @@ start, and a warning when a task's body changed and its version did not.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Final
 
 from billiard.pool import EX_RECYCLE
 from celery import bootsteps, signals
@@ -28,6 +28,8 @@ from aicache_tasks.summaries import Summaries
 
 log = logging.getLogger("aicache_tasks")
 
+FIXUP: Final = "aicache_tasks.installation:fixup"
+
 
 def install(app: Any) -> Any:
     """Prepare *app* for cached tasks, and return it. Calling it twice is calling it once.
@@ -40,6 +42,7 @@ def install(app: Any) -> Any:
     """
     redact_sends(app)
     runtime_of(app).ships = True
+    app.fixups = {*app.fixups, FIXUP}  # pickled with the application, for the processes of a pool that spawns
     app.on_after_finalize.connect(_redact_canvas)
     if app.finalized:
         redact_canvas(app)
@@ -49,6 +52,21 @@ def install(app: Any) -> Any:
     signals.import_modules.connect(_hide_secrets)  # before `celery report` and workers show the configuration
     _watch_processes()
     return app
+
+
+def fixup(app: Any) -> None:
+    """Prepare a copy of an application that was given to `install`, which Celery calls this for while it makes it.
+
+    A pool whose processes are spawned pickles the application: what `install` did to it does not travel, its name does.
+    """
+    after_init = app.on_init
+
+    def on_init() -> None:
+        del app.on_init
+        after_init()
+        install(app)
+
+    app.on_init = on_init  # the signals of an application are made after its fixups
 
 
 def _watch_processes() -> None:

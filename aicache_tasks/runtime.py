@@ -20,7 +20,7 @@ from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.settings import PREFIX, Settings, hide
 
 _RUNTIMES: Final[weakref.WeakKeyDictionary[Any, Runtime]] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # a signal handler that calls a task while its thread is in here must not wait for itself
 
 
 class Runtime:
@@ -67,9 +67,11 @@ class Runtime:
         if self._cache is None:
             with _LOCK:
                 if self._cache is None:
-                    self._cache = AIResponseCache(
+                    made = AIResponseCache(
                         settings=self.settings, policies=self.policies, ship=self.ships, origin=self._origin
                     )
+                    if self._cache is None:  # else a signal handler made one meanwhile
+                        self._cache = made
         return self._cache
 
     def _origin(self) -> str:
@@ -142,7 +144,7 @@ def reset_runtime(app: Any) -> None:
 
 def _after_fork() -> None:
     global _LOCK  # noqa: PLW0603 - another thread may have held it at the fork
-    _LOCK = threading.Lock()
+    _LOCK = threading.RLock()
 
 
 @functools.cache

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy, install
@@ -15,6 +18,8 @@ app.conf.update(
     aicache_budget_ms=5000,
     aicache_connect_ms=5000,
 )
+if start_method := os.environ.get("START_METHOD"):
+    app.conf.worker_pool_start_method = start_method
 install(app)
 
 
@@ -22,3 +27,9 @@ install(app)
 def shout(text: str) -> str:
     """Each call's text has a length of its own, by which its samples are told from others'."""
     return text.upper()
+
+
+@app.task(bind=True, name="relay", shared=False)
+def relay(self: Any, text: str) -> None:
+    """Send a call to a queue that no worker takes, from a process of the pool."""
+    self.app.send_task("shout", (text,), queue="elsewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.defaults import NAMESPACES
 from celery.result import AsyncResult
 
 from aicache_tasks.testing import EmbeddedServer
@@ -25,6 +27,8 @@ A_CALL = 3
 POOLS = ("prefork", "threads", "solo", "gevent", "eventlet")
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT)
 soak = pytest.mark.soak
+STARTS = [pytest.param("fork", marks=soak), *(["spawn"] if "pool_start_method" in NAMESPACES["worker"] else [])]
+"""Celery 5.6 has forks alone."""
 
 
 class Site:
@@ -101,6 +105,23 @@ def test_a_worker_that_is_told_to_end_sends_all_that_waits(site: Site, pool: str
     assert site.found() == left_by(count)
     assert "lost as it ends" not in site.worker.logs()
     assert {batch.origin for batch in batches(site.client)} == {site.worker.hostname}
+
+
+@pytest.mark.parametrize("method", STARTS)
+def test_a_child_has_all_that_the_application_was_given_however_it_is_started(site: Site, method: str) -> None:
+    site.start("prefork", env={**ONLY_AT_THE_END, "START_METHOD": method})
+    site.call(FEW)
+    site.call(FEW)
+    site.app.send_task("relay", ("a secret",)).get(timeout=30)
+    with site.queue.client() as client:
+        (message,) = client.lrange("elsewhere", 0, -1)
+    assert json.loads(message)["headers"]["argsrepr"] == "<redacted>"
+    rollup = site.app.send_task("aicache_tasks.rollup", ignore_result=False)
+    assert rollup.get(timeout=30)["samples"] == 0
+    site.worker.stop()
+    assert site.found() == left_by(FEW)
+    assert {batch.origin for batch in batches(site.client)} == {site.worker.hostname}
+    assert ("SpawnPoolWorker-1" in site.worker.logs()) == (method == "spawn")
 
 
 @soak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from aicache_tasks import CachedTask, CachePolicy, SettingsError, install
+from aicache_tasks import AIResponseCache, CachedTask, CachePolicy, SettingsError, install
 from aicache_tasks.installation import warn_of_changed_bodies
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
@@ -210,3 +211,30 @@ def test_stopping_drops_the_main_process_s_connections(make: Make, valkey: Embed
     assert task("a") == "a"
     running.stop(SimpleNamespace(app=app))
     assert (task("a"), task.cache.last.status) == ("a", "hit")
+
+
+def test_a_copy_of_the_application_that_was_pickled_is_prepared_too() -> None:
+    app = install(install(Celery("shop", broker="memory://", set_as_current=False)))
+    copy = pickle.loads(pickle.dumps(app))
+    assert copy is not app
+    assert runtime_of(copy).ships
+    assert "aicache_tasks.rollup" not in copy._tasks, "it was finalized early"
+    copy.finalize()
+    assert "aicache_tasks.rollup" in copy.tasks
+    assert runtime_of(pickle.loads(pickle.dumps(copy))).ships
+
+
+@pytest.mark.timeout(10)
+def test_a_signal_handler_may_use_the_cache_while_its_thread_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.aicache_url = "memory://"
+    runtime, handled = runtime_of(app), list[AIResponseCache]()
+
+    def make(**given: Any) -> AIResponseCache:
+        if not handled:
+            handled.append(AIResponseCache(**given))
+            handled[0] = runtime.cache
+        return AIResponseCache(**given)
+
+    monkeypatch.setattr("aicache_tasks.runtime.AIResponseCache", make)
+    assert runtime.cache is handled[0] is runtime.cache
