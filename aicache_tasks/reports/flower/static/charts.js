@@ -26,6 +26,8 @@ export class Charts {
     const about = `${SPANS[shown.span.name] ?? shown.span.text}, by ${resolution}`;
     const common = { starts, length, about };
     const of = (pick) => each.map(pick);
+    // A window that has only just begun, and is empty, is no fall to 0.
+    const known = (figure) => (one, at) => (at === each.length - 1 && !one[figure] ? null : one[figure]);
     // The first window begins before the span does: sums are the span's own, as in the cards.
     const { total } = shown, sum = (text) => (shown.span.name === "all" ? "" : text);
     this.plots.rate.update({ ...common, title: "Hit rate", kind: "line", top: 1, format: percent,
@@ -36,8 +38,8 @@ export class Charts {
       series: [{ name: "saved by hits", className: "aic-c-hit", values: of((one) => one.saved_s), sum: sum(seconds(total.saved.seconds)) },
         { name: "spent", className: "aic-c-miss", values: of((one) => one.spent_s), sum: sum(seconds(total.spent.seconds)) }] });
     this.plots.bytes.update({ ...common, title: "Bytes", kind: "line", format: size,
-      series: [{ name: "served", className: "aic-c-get", values: of((one) => one.served_bytes), sum: sum(size(total.bytes.served)) },
-        { name: "stored", className: "aic-c-compute aic-dash-1", values: of((one) => one.stored_bytes), sum: sum(size(total.bytes.stored)) }] });
+      series: [{ name: "served", className: "aic-c-get", values: of(known("served_bytes")), sum: sum(size(total.bytes.served)) },
+        { name: "stored", className: "aic-c-compute aic-dash-1", values: of(known("stored_bytes")), sum: sum(size(total.bytes.stored)) }] });
     this.links.replaceChildren("Windows of all plots ", csv("windows"));
   }
 }
