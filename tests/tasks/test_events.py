@@ -142,7 +142,6 @@ def test_no_task_has_another_state_or_order_for_its_events(watch: Watch, calls: 
 
 
 def test_flower_s_filters_and_search_find_hits(watch: Watch, calls: dict[str, str]) -> None:
-    """F1"""
     ids = {calls[name] for name in ("miss", "hit", "shown", "bypass", "retried")}
     wait_until(lambda: calls["hit"] in watch.shown(search="kwargs:cache=hit"), TIMEOUT_S, "Flower's events")
     assert ids <= set(watch.shown(state="SUCCESS"))
@@ -158,7 +157,6 @@ def test_flower_s_filters_and_search_find_hits(watch: Watch, calls: dict[str, st
 
 
 def test_flower_counts_hits_and_misses(watch: Watch, calls: dict[str, str]) -> None:
-    """F1"""
 
     def counted(kind: str, task: str = "shout") -> float:
         found = re.findall(
@@ -174,7 +172,6 @@ def test_flower_counts_hits_and_misses(watch: Watch, calls: dict[str, str]) -> N
 
 
 def test_flower_s_page_of_a_worker_has_the_cache_s_line(watch: Watch, calls: dict[str, str]) -> None:
-    """F1"""
     wait_until(lambda: line_in_flower(watch), TIMEOUT_S, "the line")
     page = watch.flower.get(f"/worker/{watch.worker.hostname}").text
     assert "aicache" in page
