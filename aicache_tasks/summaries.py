@@ -156,7 +156,7 @@ class Summaries:
                 self._take_first_turn()
                 continue
             piece = self._fold(head, _bounded(head.entries[:reach]), known)
-            reach = 2 * len(piece.taken)  # what was too much now is too much again
+            reach = _fitting(len(piece.taken), len(piece.deltas))
             if self._commit(head, piece, done):
                 taken += len(piece.taken)
                 _tell(progress, taken, goal)
@@ -174,7 +174,7 @@ class Summaries:
             if not head.entries:
                 return would
             piece = self._fold(head, _bounded(head.entries[:reach]), known, seen)
-            reach = 2 * len(piece.taken)
+            reach = _fitting(len(piece.taken), len(piece.deltas))
             seen.update(piece.fold.seen)
             _note(would, piece)
             _note_workers(would, piece)
@@ -194,7 +194,7 @@ class Summaries:
     def _fold(
         self, head: Head, entries: Sequence[bytes], known: _Known, seen: dict[bytes, int] | None = None
     ) -> _Piece:
-        """Return what *entries* add, or the first half of them if that is too much for one commit."""
+        """Return what *entries* add, or the first of them if that is too much for one commit."""
         batches, aside = [], []
         for data in entries:
             try:
@@ -206,7 +206,7 @@ class Summaries:
             fold.add(batch)
         deltas = fold.deltas()
         if len(deltas) > MAX_RECORDS and len(entries) > 1:
-            return self._fold(head, entries[: len(entries) // 2], known, seen)
+            return self._fold(head, entries[: _fitting(len(entries), len(deltas))], known, seen)
         return _Piece(fold, list(entries), aside, deltas)
 
     def _seen(self, batches: Sequence[Any], known: dict[bytes, int]) -> dict[bytes, int]:
@@ -384,6 +384,11 @@ def _note_workers(would: RolledUp, piece: _Piece) -> None:
         if place.kind == "worker":
             minutes = would.workers.setdefault(place.name, {})
             minutes.setdefault(place.start, SummaryRecord(place.name, "minute", place.start)).merge(record)
+
+
+def _fitting(entries: int, records: int) -> int:
+    """Return how many entries nearly fill a commit where *entries* of them made *records*; one at least."""
+    return max(entries * MAX_RECORDS * 9 // (10 * max(records, 1)), 1)
 
 
 def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[bytes]) -> SummaryRecord:

@@ -14,7 +14,7 @@ import zstandard
 from redis.crc import key_slot
 
 from aicache_tasks import AIResponseCache
-from aicache_tasks.batches import MAX_SAMPLES, encode_batch
+from aicache_tasks.batches import MAX_SAMPLES, decode_batch, encode_batch
 from aicache_tasks.errors import SettingsError, StoreError, UnknownPayload
 from aicache_tasks.records import Sample
 from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S
@@ -224,7 +224,7 @@ class TestCounting:
 
 
 class TestPieces:
-    def test_a_piece_that_is_too_large_for_one_commit_is_halved(self, bench: Bench) -> None:
+    def test_a_piece_that_is_too_large_for_one_commit_is_cut(self, bench: Bench) -> None:
         at = now()
         for _ in range(5):
             bench.put(*(a_hit(at, f"op{n}") for n in range(MAX_RECORDS // 8)))
@@ -239,6 +239,20 @@ class TestPieces:
         assert done.commits > 1
         assert max(written) <= MAX_RECORDS + 10
         assert sum(record.hits for record in bench.summaries.totals().values()) == done.samples
+
+    def test_late_samples_of_many_minutes_fill_commits_and_are_not_read_again_and_again(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rng, at, entries, read = random.Random(3), now(), 120, list[bytes]()
+        for _ in range(entries):
+            bench.put(*(a_hit(at - rng.random() * 72_000, f"op{rng.randrange(5)}") for _ in range(32)))
+        monkeypatch.setattr(
+            "aicache_tasks.summaries.decode_batch", lambda data: read.append(data) or decode_batch(data)
+        )
+        done = bench.summaries.roll_up()
+        assert (done.samples, done.batches) == (32 * entries, entries)
+        assert done.commits <= 12
+        assert len(read) < 2.5 * entries
 
     def test_a_single_batch_of_too_many_records_goes_by_itself(self, bench: Bench) -> None:
         for _ in range(2):
