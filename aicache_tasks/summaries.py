@@ -1,7 +1,8 @@
 """
-The summary records in Redis: the roll-up writes them, readers read them.
+The summary records in Redis: the roll-up that writes them.
 
 In: the batches in the inbox.   Out: records by minute, hour and day, lifetime totals, each worker's last hour.
+`recordstore` reads them, `retention` forgets them.
 
 inbox ─ head ─ decode ─ fold ─ merge with the records that are there ─ commit
 
@@ -12,25 +13,19 @@ roll-ups need no lock: of two at once one is refused and reads again, and one th
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple
 
 from aicache_tasks.batches import decode_batch, raw_bytes
-from aicache_tasks.errors import CorruptPayload, PayloadError, SettingsError, StoreRefused, UnknownPayload
-from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.errors import CorruptPayload, PayloadError, UnknownPayload
 from aicache_tasks.monitor.advice import shown
-from aicache_tasks.parts import Parts
-from aicache_tasks.rollup import NOBODY, WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
-from aicache_tasks.samplekeys import SampleKeys
-from aicache_tasks.stores.base import Budget, Carrier
-from aicache_tasks.stores.inbox import Commit, Head, Inbox
+from aicache_tasks.recordstore import RecordStore
+from aicache_tasks.retention import tidy
+from aicache_tasks.rollup import NOBODY, Fold, Names, Place
+from aicache_tasks.stores.inbox import Commit, Head
 from aicache_tasks.summary import SummaryRecord
-
-if TYPE_CHECKING:  # it imports redis
-    from aicache_tasks.stores.redis import RedisStore
 
 log = logging.getLogger("aicache_tasks")
 
@@ -49,16 +44,7 @@ _MAX_ENTRIES: Final = 4096
 _ASIDE_BYTES: Final = 64 * 1024
 _INFLATED_BYTES: Final = 8 * 2**20
 """How long the entries of one piece may be when they are inflated."""
-_DIGITS: Final = 13
-_FIELDS_AT_ONCE: Final = 500
-_SWEPT_AT_ONCE: Final = 5000
-_FAR_S: Final = 172_800
-_LATE_S: Final = 3600
-"""How much longer records lie than they are read: a roll-up that began before may still write them."""
 
-_WRITES: Final = frozenset({"commit", "sweep", "drop_fields", "swap", "move_strangers"})
-
-T = TypeVar("T")
 Progress = Callable[[int, int], object]
 """Called with how many entries are done, and how many there are."""
 
@@ -88,14 +74,6 @@ class RolledUp:
     """What `Summaries.preview` would add to each worker's minutes, by their start."""
 
 
-class Backlog(NamedTuple):
-    """What waits in the inbox."""
-
-    entries: int
-    bytes: int
-    age_s: float
-
-
 class _Known(NamedTuple):
     """Whose records there are."""
 
@@ -110,7 +88,7 @@ class _Piece(NamedTuple):
     deltas: dict[Place, SummaryRecord]
 
 
-class Summaries:
+class Summaries(RecordStore):
     """Rolls samples up and reads the records.
 
     Args:
@@ -119,15 +97,6 @@ class Summaries:
     Raises:
         SettingsError: the cache is in memory: no other process could roll its samples up.
     """
-
-    def __init__(self, parts: Parts) -> None:
-        store, settings = parts.store.store, parts.settings
-        if not isinstance(store, Carrier):
-            raise SettingsError("aicache_url: summary records need a Redis or Valkey server, not memory://")
-        self.keys = SampleKeys(settings.namespace)
-        self.inbox = Inbox(cast("RedisStore", store), self.keys)
-        self.parts = parts
-        self._keep = Keep(settings.keep_minutes_s, settings.keep_hours_s, settings.keep_days_s)
 
     # Roll up.
 
@@ -142,7 +111,7 @@ class Summaries:
             StoreError: the server went away; what was counted is counted, the rest waits.
             UnknownPayload: the records were written by a newer version, which has to go on with them.
         """
-        return self._mending(self.keys.kinds(), lambda: self._roll_up(yields, progress))
+        return self.mending(self.keys.kinds(), lambda: self._roll_up(yields, progress))
 
     def _roll_up(self, yields: bool, progress: Progress | None) -> RolledUp:
         done, goal, taken, known, reach = RolledUp(), -1, 0, self._known(), _MAX_ENTRIES
@@ -162,7 +131,7 @@ class Summaries:
                 _tell(progress, taken, goal)
             elif yields:
                 return done
-        self._tidy(head.now_ms // 1000)
+        tidy(self, head.now_ms // 1000)
         return done
 
     def preview(self, *, progress: Progress | None = None) -> RolledUp:
@@ -182,7 +151,7 @@ class Summaries:
             _tell(progress, offset, head.waiting)
 
     def _known(self) -> _Known:
-        return _Known(Names(self.operations(), MAX_OPERATIONS), Names(self._worker_times(), MAX_WORKERS))
+        return _Known(Names(self.operations(), MAX_OPERATIONS), Names(self.worker_times(), MAX_WORKERS))
 
     def _take_first_turn(self) -> None:
         """Commit nothing, so that there is a turn.
@@ -201,7 +170,7 @@ class Summaries:
                 batches.append(decode_batch(data))
             except PayloadError:
                 aside.append(data[:_ASIDE_BYTES])
-        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), *known, self._keep, len(aside))
+        fold = Fold(head.now_ms / 1000, self._seen(batches, seen or {}), *known, self.keep, len(aside))
         for batch in batches:
             fold.add(batch)
         deltas = fold.deltas()
@@ -253,116 +222,12 @@ class Summaries:
             key, name = self.keys.field(*place)
             places.setdefault(key, []).append((name, place))
         wanted = [(key, [name for name, _ in there]) for key, there in places.items()]
-        held = self._mending(dict.fromkeys(places, "hash"), lambda: self.ask(self.inbox.fetch, wanted))
+        held = self.mending(dict.fromkeys(places, "hash"), lambda: self.ask(self.inbox.fetch, wanted))
         return {
             place: _sum(data, place, deltas[place], damaged)
             for there, found in zip(places.values(), held, strict=True)
             for (_, place), data in zip(there, found, strict=True)
         }
-
-    def _mending(self, kinds: Mapping[str, str], do: Callable[[], T]) -> T:
-        """Return what *do* does. Keys of other Redis types than *kinds* says are put out of the way."""
-        try:
-            return do()
-        except StoreRefused as error:
-            moved = self.ask(self.inbox.move_strangers, kinds) if "WRONGTYPE" in error.detail else []
-            if not moved:
-                raise
-        for key in moved:
-            log.warning("aicache.summaries: %s held a value of another type; it is now %s:aside", key, key)
-        return do()
-
-    # Forget.
-
-    def _tidy(self, now_s: int) -> None:
-        """Remove what is no longer kept."""
-        while self.ask(self.inbox.sweep, now_s, _FIELDS_AT_ONCE) == _FIELDS_AT_ONCE:
-            pass
-        operations, workers = self.operations(), self._worker_times()
-        for name, seen in self.ask(self.inbox.hash, self.keys.workers).items():
-            if _epoch_s(seen, 0) < now_s - WORKER_KEEP_S - _LATE_S:
-                self._forget_worker(name)
-        for kind, length in WINDOWS_S.items():
-            keys = [self.keys.records(operation, kind) for operation in operations]
-            self._sweep(kind, keys, length, now_s - getattr(self._keep, kind))
-        self._sweep("worker", [self.keys.worker(worker) for worker in workers], 60, now_s - WORKER_KEEP_S)
-
-    def _sweep(self, kind: str, keys: Sequence[str], length: int, kept_s: float) -> None:
-        """Remove the records of windows that ended long before *kept_s*, from where the last sweep ended."""
-        mark, end_s = f"swept_{kind}", int(kept_s - _LATE_S) // length * length
-        ((held,),) = self.ask(self.inbox.fetch, [(self.keys.state, [mark])])
-        begin_s = _epoch_s(held, end_s) // length * length  # later than the end if the clock was put back
-        end_s = min(end_s, begin_s + _SWEPT_AT_ONCE * length)
-        fields = [str(start) for start in range(begin_s, end_s, length)]
-        for key in keys if fields else ():
-            self._mending({key: "hash"}, lambda key=key: self.ask(self.inbox.drop_fields, key, fields))  # type: ignore[misc]
-        if held != (swept := b"%d" % end_s):
-            self.ask(self.inbox.swap, self.keys.state, mark, held, swept)
-
-    def _forget_worker(self, name: bytes) -> None:
-        key = self.keys.worker(_text(name))
-        self.ask(self.inbox.drop_fields, key, list(self.ask(self.inbox.hash, key)))
-        self.ask(self.inbox.drop_fields, self.keys.workers, [name])
-
-    # Read.
-
-    def operations(self) -> list[str]:
-        """Return the names of all operations that have records; "" is there if something concerned all of them."""
-        return sorted(map(_text, self.ask(self.inbox.hash, self.keys.totals)))
-
-    def totals(self) -> dict[str, SummaryRecord]:
-        """Return each operation's lifetime totals, as of the last roll-up."""
-        held = self.ask(self.inbox.hash, self.keys.totals)
-        named = {_text(name): data for name, data in held.items()}
-        return {name: record for name in sorted(named) for record in _read(named[name], name, "total", 0)}
-
-    def read(self, operation: str, resolution: str, start_s: float, end_s: float) -> list[SummaryRecord]:
-        """Return the records of the windows that begin in [*start_s*, *end_s*), oldest first; empty ones are not there.
-
-        Args:
-            operation: one of `operations`.
-            resolution: ``minute``, ``hour`` or ``day``.
-            start_s: seconds since the epoch.
-            end_s: seconds since the epoch.
-        """
-        length, key = WINDOWS_S[resolution], self.keys.records(operation, resolution)
-        now_s = self.parts.now_ms() / 1000  # of this process: near enough to leave out what cannot be there
-        first_s = max(start_s, now_s - getattr(self._keep, resolution) - _FAR_S)
-        end_s = min(end_s, now_s + _FAR_S)
-        starts = range(-int(-first_s // length) * length, math.ceil(end_s), length)
-        return list(self._read_fields(key, starts, operation, resolution))
-
-    def workers(self) -> dict[str, list[SummaryRecord]]:
-        """Return the minutes of the last hour of each worker and producer, all operations together."""
-        now_s = self.ask(self.inbox.head, 0).now_ms // 60_000 * 60
-        minutes = range(now_s - WORKER_KEEP_S + 60, now_s + 60, 60)
-        return {
-            name: list(self._read_fields(self.keys.worker(name), minutes, name, "minute"))
-            for name, seen_s in self._worker_times().items()
-            if seen_s > now_s - WORKER_KEEP_S
-        }
-
-    def backlog(self) -> Backlog:
-        """Return what waits, and for how long: 0 if nothing does."""
-        head = self.ask(self.inbox.head, 0)
-        return Backlog(head.waiting, head.waiting_bytes, _age_s(head))
-
-    def _read_fields(self, key: str, starts: Sequence[int], name: str, kind: str) -> Iterator[SummaryRecord]:
-        for first in range(0, len(starts), _FIELDS_AT_ONCE):
-            some = starts[first : first + _FIELDS_AT_ONCE]
-            (found,) = self.ask(self.inbox.fetch, [(key, [str(start) for start in some])])
-            for start, data in zip(some, found, strict=True):
-                yield from _read(data, name, kind, start)
-
-    def _worker_times(self) -> dict[str, int]:
-        held = self.ask(self.inbox.hash, self.keys.workers)
-        return {_text(name): _epoch_s(seen, 0) for name, seen in sorted(held.items())}
-
-    def ask(self, ask: Callable[..., T], *given: Any, **named: Any) -> T:
-        """Return what *ask* does, a call of the inbox: as an operator's, with a budget of its own."""
-        bound = (lambda *args: ask(*args, **named)) if named else ask
-        writes = ask.__name__ in _WRITES  # a read says nothing of whether the server takes writes
-        return self.parts.store.operate(bound, Budget(ADMIN_BUDGET_S), *given, writes=writes)
 
 
 def _note(done: RolledUp, piece: _Piece) -> None:
@@ -406,37 +271,12 @@ def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[b
     return total
 
 
-def _read(data: bytes | None, name: str, kind: str, start: int) -> Iterator[SummaryRecord]:
-    """Yield the record in *data*, nothing if there is none that this version can read."""
-    if data is not None:
-        try:
-            yield SummaryRecord.unpack(data, name, kind, start)
-        except PayloadError:
-            return
-
-
 def _bounded(entries: list[bytes]) -> list[bytes]:
     """Return the first of *entries*, as many as may be inflated at once; one at least."""
     sizes = accumulate(map(raw_bytes, entries))
     return entries[: max(sum(1 for _ in takewhile(lambda size: size <= _INFLATED_BYTES, sizes)), 1)]
 
 
-def _age_s(head: Head) -> float:
-    """Return how long the oldest entry has waited. A clock that was put back hides it: then it is taken for old."""
-    if not head.waiting or not head.since_ms:
-        return 0.0
-    return abs(head.now_ms - head.since_ms) / 1000
-
-
 def _tell(progress: Progress | None, done: int, of: int) -> None:
     if progress is not None:
         progress(done, of)
-
-
-def _epoch_s(held: bytes | None, otherwise: int) -> int:
-    """Return the time in *held*, seconds; *otherwise* if there is none that is one of ours."""
-    return int(held) if held and held.isdigit() and len(held) < _DIGITS else otherwise
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "replace")

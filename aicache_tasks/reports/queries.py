@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 from aicache_tasks.errors import SettingsError, StoreRefused
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.parts import Parts
+from aicache_tasks.recordstore import Backlog
 from aicache_tasks.reports.spans import Cover, Span, cover, pieces_of, resolution_of, windows
 from aicache_tasks.rollup import Keep
 from aicache_tasks.stores.base import Budget, StoreInfo
-from aicache_tasks.summaries import Backlog, Progress, RolledUp, Summaries
+from aicache_tasks.summaries import Progress, RolledUp, Summaries
 from aicache_tasks.summary import SummaryRecord
 
 ALL: Final = ""
