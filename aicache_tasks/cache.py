@@ -389,8 +389,6 @@ class AIResponseCache:
     def after_fork(self) -> None:
         """In a forked child: the timings are the parent's, and threads that are not here may have held the locks."""
         self.monitor.reset_stats()
-        if self._outbox is not None:
-            self._outbox.after_fork()
         if self.parts.local is not None:
             self.parts.local.after_fork()
 

@@ -367,6 +367,10 @@ class ShippingStore(MemoryStore):
             raise self.receipt
         return self.receipt
 
+    def give_up(self, state_key: str, count: int, budget: Budget) -> int:
+        self.read([], budget)
+        return count
+
 
 SHIPMENT = Shipment("{ns:s}:inbox", "{ns:s}:state", b"batch", 100)
 
@@ -389,6 +393,11 @@ class TestShipping:
     @pytest.fixture
     def bench(self, clock: Clock) -> ShippingBench:
         return ShippingBench(clock)
+
+    def test_what_is_given_up_is_told_whatever_the_breaker_says(self, bench: ShippingBench) -> None:
+        bench.writes.failed("OOM")
+        assert bench.guard.give_up("{ns:s}:state", 3, Budget(0.05)) == 3
+        assert bench.writes.state == "closed"
 
     def test_is_known_of_a_store(self, bench: ShippingBench, clock: Clock) -> None:
         assert bench.guard.ships

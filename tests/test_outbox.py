@@ -467,6 +467,63 @@ class TestInterrupted:
         one.guard.close()
 
 
+class TestHandlers:
+    """A signal handler, or a finalizer, that looks up while its thread is in the middle of something."""
+
+    def test_at_random_no_two_batches_have_one_number(self, valkey: EmbeddedServer, client: Any) -> None:
+        one = Box(valkey.url, aicache_ship_every=2, aicache_ship_after_s=0.05)
+        number = 0
+
+        def look_up(*_: Any) -> None:
+            nonlocal number
+            number += 1
+            one.outbox.add(sample(number))
+            one.outbox.read(KEYS, Budget(5.0))
+
+        before = signal.signal(signal.SIGALRM, look_up)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0011)
+        ends = time.monotonic() + 2.0
+        while time.monotonic() < ends:
+            one.outbox.add(sample(0))
+            one.outbox.read(KEYS, Budget(5.0))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        eventually(lambda: one.outbox.flush())
+        numbers = [batch.number for batch in batches(client)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        found = counted(batches(client))
+        assert sorted(n for n in found if n) == list(range(1, number + 1))
+        assert (one.outbox.shipped, one.outbox.lost) == (len(found), 0)
+        one.guard.close()
+
+    @pytest.mark.timeout(10)
+    @pytest.mark.parametrize("place", ["Pending", "encode_batch", "Shipment", "Claim", "is_done"])
+    def test_nothing_is_lost_or_stuck_wherever_it_comes(
+        self, box: Any, client: Any, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        one, given, told = box(aicache_ship_every=1), getattr(sender, place), list[bool]()
+
+        def interrupted(*args: Any, **named: Any) -> Any:
+            if not told:
+                told.append(False)
+                one.add(2)
+                one.read()
+                told[0] = one.outbox.acknowledge(Budget(1.0))
+                one.outbox.flush(0.1, last=True)
+            return given(*args, **named)
+
+        monkeypatch.setattr(sender, place, interrupted)
+        one.add(1)
+        one.read()
+        one.add(3)
+        one.read()
+        assert one.outbox.flush()
+        assert told == [False], "it cannot be acknowledged before the batch that was interrupted is"
+        assert counted(batches(client)) == [1, 2, 3]
+        numbers = [batch.number for batch in batches(client)]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 class TestFork:
     def test_a_child_drops_what_it_inherits_and_has_numbers_of_its_own(

@@ -110,6 +110,25 @@ def test_a_store_tells_whether_it_ships(valkey: EmbeddedServer) -> None:
     assert not isinstance(MemoryStore(), Carrier)
 
 
+class TestGiveUp:
+    def test_adds_up_until_the_roll_up_counts_it(self, bench: Bench) -> None:
+        bench.ship()
+        assert [bench.store.give_up(KEYS.state, count, running()) for count in (3, 4)] == [3, 7]
+        assert bench.client.hget(KEYS.state, "lost") == b"7"
+        assert bench.head().waiting_bytes == len(BATCH)
+
+    def test_is_taken_by_a_full_server(self, bench: Bench) -> None:
+        with full(bench.client):
+            assert bench.store.give_up(KEYS.state, 5, running()) == 5
+
+    def test_a_stranger_s_key_in_the_way_is_a_fault_that_changes_nothing(self, bench: Bench) -> None:
+        bench.client.set(KEYS.state, b"a stranger's")
+        before = bench.held()
+        with pytest.raises(StoreRefused, match="WRONGTYPE"):
+            bench.store.give_up(KEYS.state, 5, running())
+        assert bench.held() == before
+
+
 class TestCarry:
     def test_returns_what_a_read_would_and_how_many_entries_wait(self, bench: Bench) -> None:
         assert bench.carry(b"one") == ([b"value", None], 1)

@@ -3,16 +3,19 @@ The thread that sends what no look-up carried, and the end of the process.
 
 In: an outbox.   Out: its batches, sent in time.
 
-The thread holds its outbox only while it works, so that a cache which is dropped takes its thread with it.
+The thread holds its outbox only while it works, so that a cache which is dropped takes its thread with it; but not
+before what it recorded is sent.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable
+from multiprocessing import util
 from time import monotonic
 from typing import Final, Protocol
 
@@ -29,7 +32,15 @@ class Sends(Protocol):
     def flush(self, seconds: float, *, last: bool) -> bool:
         """Send what waits."""
 
+    def after_fork(self) -> None:
+        """In a forked child: start empty."""
 
+
+WAITING: Final[set[Sends]] = set()
+"""Outboxes in which samples wait. They stay if their cache is dropped meanwhile."""
+
+_LAST_OF_ALL: Final = -100
+"""Priority among what a process of `multiprocessing` does at its end: after its own pools, queues and managers."""
 _OUTBOXES: Final[weakref.WeakSet[Sends]] = weakref.WeakSet()
 
 
@@ -50,10 +61,10 @@ def _run(outbox_of: Callable[[], Sends | None], wake: threading.Event) -> None:
         wake.wait(wait_s)
 
 
-def flush_at_exit(outbox: Sends) -> None:
-    """Have what waits in *outbox* sent when the process ends, by `atexit` or by a worker's own hooks."""
+def watch(outbox: Sends) -> None:
+    """Have what waits in *outbox* sent when the process ends, and forgotten in a child that is forked."""
     _OUTBOXES.add(outbox)
-    _watch_exit()
+    _watch_process()
 
 
 def flush_all(seconds: float = FLUSH_S, *, last: bool = False) -> None:
@@ -64,5 +75,18 @@ def flush_all(seconds: float = FLUSH_S, *, last: bool = False) -> None:
 
 
 @functools.cache
-def _watch_exit() -> None:
+def _watch_process() -> None:
+    os.register_at_fork(after_in_child=_after_fork)
     atexit.register(flush_all, last=True)
+    # A child of `multiprocessing` ends without `atexit`. It drops the finalizers of its parent and then calls this.
+    util.register_after_fork(_OUTBOXES, _flush_at_the_end_of_a_child)
+    _flush_at_the_end_of_a_child(_OUTBOXES)
+
+
+def _flush_at_the_end_of_a_child(_: object) -> None:
+    util.Finalize(None, flush_all, kwargs={"last": True}, exitpriority=_LAST_OF_ALL)
+
+
+def _after_fork() -> None:
+    for outbox in list(_OUTBOXES):
+        outbox.after_fork()

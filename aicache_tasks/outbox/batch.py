@@ -16,13 +16,14 @@ Outcome = int | BaseException
 class Pending:
     """Samples under one number. ``data`` is made once; ``doubtful_s`` (monotonic) is when a reply was first lost."""
 
-    __slots__ = ("data", "doubtful_s", "lost", "number", "samples")
+    __slots__ = ("data", "doubtful_s", "is_last", "lost", "number", "samples")
 
     def __init__(self, number: int, lost: int) -> None:
         self.number, self.lost = number, lost
         self.samples: list[Sample] = []
         self.data: bytes | None = None
         self.doubtful_s: float | None = None
+        self.is_last = False
 
 
 class Claim:

@@ -3,12 +3,14 @@ The outbox: who sends which batch when.
 
 In: samples.   Out: batches, acknowledged one after the other.
 
-A signal handler may raise between any two calls in here. So a claim ends by itself, and what moves samples from the
-buffer to a batch is straight-line code with no call, which CPython does not interrupt.
+A signal handler may raise between any two calls in here, or record a sample and look up. So a claim ends by itself,
+what moves samples from the buffer to a batch is straight-line code with no call, which CPython does not interrupt, and
+who finds that it is its own thread that is choosing or settling a batch leaves that alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -21,8 +23,8 @@ from time import monotonic
 from typing import Final, cast
 
 from aicache_tasks.batches import MAX_SAMPLES, PROCESS_BYTES, encode_batch
-from aicache_tasks.errors import NotStorable, StoreError, StoreUnavailable
-from aicache_tasks.outbox.background import FLUSH_S, begin_thread, flush_at_exit
+from aicache_tasks.errors import NotStorable, StoreError, StoreRefused, StoreUnavailable
+from aicache_tasks.outbox.background import FLUSH_S, WAITING, begin_thread, watch
 from aicache_tasks.outbox.batch import Claim, Outcome, Pending, is_done
 from aicache_tasks.records import Sample
 from aicache_tasks.samplekeys import SampleKeys
@@ -36,6 +38,8 @@ SHIP_S: Final = 1.0
 """Store time of a batch that nobody waits for."""
 FLUSH_AWAY_S: Final = 0.5
 """How long an ending process tries to send what waits if its store is known to be away."""
+TELL_S: Final = 0.2
+"""How long of that it tries to say that it ends, and what it gives up."""
 CLAIM_S: Final = 10.0
 """How much longer than a call's budget its claim on the batch may last, if nobody ends it."""
 MAX_DELAY_S: Final = 30.0
@@ -67,21 +71,24 @@ class Outbox:
         self._claim_s = (settings.budget_ms + settings.connect_ms) / 1000 + CLAIM_S
         self.is_durable = settings.samples == "durable"
         self._start()
-        flush_at_exit(self)
+        watch(self)
 
     def _start(self) -> None:
+        WAITING.discard(self)
         self._process = os.urandom(PROCESS_BYTES)
         # Re-entrant: a signal handler or finalizer that records while its thread is in here must not wait for itself.
-        self._lock = threading.RLock()
+        # It may see what is half done; so it keeps off while `_is_busy`, which nobody else sees set.
+        self._lock, self._is_busy = threading.RLock(), False
         self._freed = threading.Condition(self._lock)
         self._samples: list[Sample] = []
         self._batch: Pending | None = None
         self._claimed: Claim | None = None
-        self._number = self._gone = self._untold = 0
+        self._number = self._last = self._gone = self._untold = 0
         self._due_s, self._not_before_s, self._delay_s = _NEVER, 0.0, 0.0
         self._alarm = MAX_SAMPLES
         self._wake, self._is_asleep, self._has_thread = threading.Event(), False, False
         self._trouble, self._is_losing = "", False
+        self._has_ended, self._has_lost, self._spare_s = False, False, FLUSH_AWAY_S
         self.lost = self.refused = self.shipped = 0
 
     def after_fork(self) -> None:
@@ -137,23 +144,54 @@ class Outbox:
         return True
 
     def flush(self, seconds: float = FLUSH_S, *, last: bool = False) -> bool:
-        """Send what waits, in *seconds* at most and whatever the breakers say; return whether nothing is left.
+        """Send what waits, in *seconds* at most and whatever the breakers say; return whether all was acknowledged.
 
         Args:
             seconds: for all of it.
-            last: the process is ending. Samples that are left are given up, with one warning.
+            last: the process is ending, which the roll-up is told. Samples that are left are given up, with one
+                warning, and counted as lost if the server answers. What is recorded later is sent at once.
         """
         ends_s = monotonic() + (min(seconds, FLUSH_AWAY_S) if self._store.writes.is_open else seconds)
-        while self.waiting and (left_s := ends_s - monotonic()) > 0:
+        while self.waiting and (left_s := ends_s - (TELL_S if last else 0.0) - monotonic()) > 0:
             claim = self._claim(last=last, anyway=True)
             outcome = self._send(claim, Budget(min(left_s, SHIP_S)), anyway=True) if claim is not None else None
             if outcome == REFUSED:
                 break
             if not is_done(outcome):
                 time.sleep(min(_RETRY_S, left_s))
-        if last and self.waiting:
+        is_sent = not self.waiting
+        if last:
+            self._end(ends_s)
+        return is_sent
+
+    def _end(self, ends_s: float) -> None:
+        """Give up what is left, and say so to the roll-up, or that no other batch follows."""
+        is_first, self._has_ended = not self._has_ended, True
+        if self.waiting:
             self._abandon()
-        return not self.waiting
+        left_s = min(ends_s - monotonic(), TELL_S)
+        is_news = self._untold or (is_first and self._number > self._last)
+        if is_news and left_s > 0 and not self._store.reads.is_open and (claim := self._claim(last=True, anyway=True)):
+            budget = Budget(left_s)
+            outcome = self._send(claim, budget, anyway=True)
+            if outcome == REFUSED or isinstance(outcome, StoreRefused):
+                self._tell_lost(budget)
+
+    def _tell_lost(self, budget: Budget) -> None:
+        """Have the server count what is lost where the inbox takes no batch that would say it."""
+        with self._lock:
+            if self._batch is not None:
+                self._give_up(self._batch)
+            lost, self._untold = self._untold, 0
+        if lost:
+            with contextlib.suppress(StoreError):
+                self._store.give_up(self._keys.state, lost, budget)
+
+    def _send_late(self) -> None:
+        """Send what is recorded after the last flush, such as by a function that `atexit` calls later."""
+        began_s = monotonic()
+        self.flush(self._spare_s, last=True)
+        self._spare_s = max(self._spare_s - (monotonic() - began_s), 0.0)
 
     def tick(self) -> float:
         """Send what nothing carried in time; return for how many seconds there is nothing to do. The thread's part."""
@@ -191,28 +229,35 @@ class Outbox:
     # One batch at a time.
 
     def _claim(self, *, last: bool = False, anyway: bool = False) -> Claim | None:
-        """Return the right to send the batch that is next, None if there is none, another has it, or it must wait."""
+        """Return the right to send the batch that is next, None if there is none, another has it, or it must wait.
+
+        If it is the *last* and nothing waits, it is an empty one.
+        """
         now_s = monotonic()
         with self._lock:
-            if self._claimed is not None and now_s < self._claimed.until_s:
+            if self._is_busy or (self._claimed is not None and now_s < self._claimed.until_s):
                 return None
             if now_s < self._not_before_s and not anyway:
                 return None
-            batch = self._current(now_s)
-            if batch is None or not self._encoded(batch, last=last):
-                return None
-            assert batch.data is not None
-            shipment = Shipment(self._keys.inbox, self._keys.state, batch.data, self._cap_bytes)
-            claim = self._claimed = Claim(batch, shipment, now_s + self._claim_s)
+            self._is_busy = True
+            try:
+                batch = self._current(now_s, last=last)
+                if batch is None or not self._encoded(batch, last=last):
+                    return None
+                assert batch.data is not None
+                shipment = Shipment(self._keys.inbox, self._keys.state, batch.data, self._cap_bytes)
+                claim = self._claimed = Claim(batch, shipment, now_s + self._claim_s)
+            finally:
+                self._is_busy = False
         return claim
 
-    def _current(self, now_s: float) -> Pending | None:
+    def _current(self, now_s: float, *, last: bool) -> Pending | None:
         """Return the batch that was begun, or begin one."""
         batch = self._batch
         if batch is not None and batch.doubtful_s is not None and now_s - batch.doubtful_s > DOUBT_S:
             self._give_up(batch)  # the roll-up may soon have forgotten its number
             batch = None
-        if batch is not None or not self._samples:
+        if batch is not None or not (self._samples or last):
             return batch
         samples, size = self._samples, min(len(self._samples), MAX_SAMPLES)
         batch, after_s = Pending(self._number + 1, self._untold), now_s + self._after_s
@@ -228,8 +273,9 @@ class Outbox:
         """Make the bytes of *batch* if it has none yet; return whether there are any."""
         while batch.data is None:
             what = self._process, batch.number, self._origin(), batch.samples
+            batch.is_last = last and not self._samples
             try:
-                batch.data = encode_batch(*what, last=last and not self._samples, lost=batch.lost)
+                batch.data = encode_batch(*what, last=batch.is_last, lost=batch.lost)
             except NotStorable as refusal:
                 if len(batch.samples) == 1:
                     return self._cannot_be_sent(batch, refusal)
@@ -256,11 +302,15 @@ class Outbox:
         """Take what became of a batch, and let the next one have its turn."""
         trouble = self._trouble
         with self._lock:
-            if self._claimed is claim:
-                self._claimed = None
-                self._freed.notify_all()
-            if claim.batch is self._batch:  # else whoever took over has settled it
-                trouble = self._judge(claim.batch, outcome)
+            self._is_busy = True
+            try:
+                if self._claimed is claim:
+                    self._claimed = None
+                    self._freed.notify_all()
+                if claim.batch is self._batch:  # else whoever took over has settled it
+                    trouble = self._judge(claim.batch, outcome)
+            finally:
+                self._is_busy = False
         self._tell(trouble)
 
     def _judge(self, batch: Pending, outcome: Outcome) -> str:
@@ -269,8 +319,10 @@ class Outbox:
         if is_done(outcome):
             self.shipped += len(batch.samples)
             after_s = now_s + self._after_s
+            self._last = batch.number if batch.is_last else self._last
             self._batch = None
             self._due_s = after_s if self._samples else _NEVER
+            self._rest()
             self._delay_s = self._not_before_s = 0.0
             self._is_losing = False
             return ""
@@ -316,6 +368,8 @@ class Outbox:
     def _await_turn(self, budget: Budget) -> bool:
         """Wait until whoever is sending has finished; return False if it is not a sender that is waited for."""
         with self._freed:
+            if self._is_busy:
+                return False
             if self._claimed is None:
                 return monotonic() >= self._not_before_s
             budget.begin()
@@ -334,9 +388,10 @@ class Outbox:
             waiting = len(self._samples)
             if self._due_s == _NEVER:
                 self._due_s = now_s + self._after_s
+                WAITING.add(self)
             if waiting >= self._alarm:
                 self._alarm = waiting + MAX_SAMPLES
-            is_over = waiting > self._capacity
+            is_over = waiting > self._capacity and not self._is_busy
             if is_over:
                 self._drop(waiting - self._capacity + self._capacity // 64)
                 self._alarm = self._capacity + 1
@@ -346,7 +401,9 @@ class Outbox:
             log.warning("aicache.samples: over %d timings wait; the oldest are dropped and counted", self._capacity)
         if self._is_asleep or waiting >= MAX_SAMPLES:
             self._wake.set()
-        if not self._has_thread:
+        if self._has_ended:
+            self._send_late()
+        elif not self._has_thread:
             self._has_thread = begin_thread(self, self._wake)
 
     def _drop(self, count: int) -> None:
@@ -358,17 +415,32 @@ class Outbox:
     def _give_up(self, batch: Pending) -> None:
         """Count the samples of *batch* as lost: it may not be sent again, or cannot be."""
         count = len(batch.samples)
-        lost, untold = self.lost + count, self._untold + count + (batch.lost if batch.data is None else 0)
+        lost, untold = self.lost + count, self._untold + count + (batch.lost if batch.doubtful_s is None else 0)
         self.lost, self._untold, self._batch = lost, untold, None
+        self._rest()
 
     def _abandon(self) -> None:
         with self._lock:
-            count, batch = self.waiting, self._batch
-            if batch is not None:
-                self._give_up(batch)
-            self._drop(len(self._samples))
-        why = self._trouble or "no time left"
-        log.warning("aicache.samples: %d timings of this process are lost as it ends: %s", count, why)
+            if self._is_busy:
+                return
+            self._is_busy = True
+            try:
+                count, batch = self.waiting, self._batch
+                if batch is not None:
+                    self._give_up(batch)
+                self._drop(len(self._samples))
+                self._rest()
+            finally:
+                self._is_busy = False
+        if not self._has_lost:
+            self._has_lost, why = True, self._trouble or "no time left"
+            log.warning("aicache.samples: %d timings of this process are lost as it ends: %s", count, why)
+
+    def _rest(self) -> None:
+        """If nothing waits, let the next sample say that something does, and this go with its cache."""
+        if not self._samples and self._batch is None:
+            self._due_s = _NEVER
+            WAITING.discard(self)
 
 
 @functools.cache

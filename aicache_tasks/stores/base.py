@@ -102,6 +102,9 @@ class Carrier(Protocol):
     def ship(self, shipment: Shipment, budget: Budget) -> int:
         """Return how many entries the inbox holds now, or `REFUSED`. What is raised may leave open if it arrived."""
 
+    def give_up(self, state_key: str, count: int, budget: Budget) -> int:
+        """Have the roll-up count *count* samples as lost, full inbox or not; return how many wait to be counted so."""
+
 
 class Store(Protocol):
     """Ten methods; each is atomic, spends *budget*, and raises only `StoreError` for a fault of the store."""

@@ -166,10 +166,10 @@ class Guard:
         hold: holds soft time limits during a call.
 
     The calls of a task (`read`, `ensure`, `publish`, `discard`, `carry`, `ship`) raise `BreakerOpen` while their
-    breaker is open. Those of an operator (`bury`, `replace`, `scan`, `unlink`, `info`, `operate`) are tried all the
-    same: an invalidation must not be refused for what a task met a while ago. All raise `BudgetSpent` when the budget
-    has nothing left, and what the store raises. All teach the breakers: a success closes the call's own, a fault of
-    scope ``all`` opens both, one of scope ``writes`` only that of writes. An exception that is not a `StoreError`
+    breaker is open. Those of an operator (`bury`, `replace`, `scan`, `unlink`, `info`, `give_up`, `operate`) are tried
+    all the same: an invalidation must not be refused for what a task met a while ago. All raise `BudgetSpent` when the
+    budget has nothing left, and what the store raises. All teach the breakers: a success closes the call's own, a fault
+    of scope ``all`` opens both, one of scope ``writes`` only that of writes. An exception that is not a `StoreError`
     passes untouched and opens none.
     """
 
@@ -234,6 +234,10 @@ class Guard:
     def ship(self, shipment: Shipment, budget: Budget) -> int:
         """See `Carrier.ship`."""
         return self._call(self.writes, cast("Carrier", self.store).ship, budget, shipment)
+
+    def give_up(self, state_key: str, count: int, budget: Budget) -> int:
+        """See `Carrier.give_up`."""
+        return self._insist(self.writes, cast("Carrier", self.store).give_up, budget, state_key, count)
 
     def operate(self, ask: Callable[..., T], budget: Budget, *given: Any, writes: bool = True) -> T:
         """Return ``ask(*given, budget)``, an operator's call beyond those of a `Store`: tried all the same, and taught.

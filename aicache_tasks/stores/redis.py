@@ -134,6 +134,10 @@ class RedisStore:
         """See `Carrier.ship`."""
         return self.run("ship", *_parcel(shipment), budget, shipped)
 
+    def give_up(self, state_key: str, count: int, budget: Budget) -> int:
+        """See `Carrier.give_up`; what is raised leaves open whether they are counted, and nothing is sent again."""
+        return self.run("give_up", [state_key], [b"%d" % count], budget, number_of)
+
     def info(self, budget: Budget) -> StoreInfo:
         """See `Store.info`."""
         return self.ask(
