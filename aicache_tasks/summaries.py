@@ -86,6 +86,7 @@ class _Piece(NamedTuple):
     taken: list[bytes]
     aside: list[bytes]
     deltas: dict[Place, SummaryRecord]
+    given_up: int = 0
 
 
 class Summaries(RecordStore):
@@ -119,11 +120,13 @@ class Summaries(RecordStore):
             head = self.ask(self.inbox.head, PIECE_BYTES)
             goal = head.waiting if goal < 0 else goal
             done.waiting = head.waiting
-            if not head.entries or taken >= goal:
-                break
-            if not head.turn:
+            if not head.turn and (head.entries or head.lost):
                 self._take_first_turn()
                 continue
+            if head.lost and (self._commit(head, self._given_up(head, known), done) or not yields):
+                continue
+            if not head.entries or taken >= goal:
+                break
             piece = self._fold(head, _bounded(head.entries[:reach]), known)
             reach = _fitting(len(piece.taken), len(piece.deltas))
             if self._commit(head, piece, done):
@@ -140,6 +143,8 @@ class Summaries(RecordStore):
         while True:
             head = self.ask(self.inbox.head, PIECE_BYTES, offset=offset)
             would.waiting = head.waiting
+            if head.lost and not offset:
+                _note(would, self._given_up(head, known))
             if not head.entries:
                 return would
             piece = self._fold(head, _bounded(head.entries[:reach]), known, seen)
@@ -152,6 +157,12 @@ class Summaries(RecordStore):
 
     def _known(self) -> _Known:
         return _Known(Names(self.operations(), MAX_OPERATIONS), Names(self.worker_times(), MAX_WORKERS))
+
+    def _given_up(self, head: Head, known: _Known) -> _Piece:
+        """Return what processes said at their end that they could not send: it adds to what was lost."""
+        fold = Fold(head.now_ms / 1000, {}, *known, self.keep)
+        fold.lost = head.lost
+        return _Piece(fold, [], [], fold.deltas(), head.lost)
 
     def _take_first_turn(self) -> None:
         """Commit nothing, so that there is a turn.
@@ -197,7 +208,8 @@ class Summaries(RecordStore):
             seen=[(p, n, now_s + (ENDED_FOR_S if p in fold.ended else SEEN_FOR_S)) for p, n in fold.seen.items()],
             aside=piece.aside + damaged,
             values=values,
-            last=piece.taken[-1],
+            last=piece.taken[-1] if piece.taken else b"",
+            lost=piece.given_up,
         )
         if not self.ask(self.inbox.commit, commit):
             done.conflicts += 1

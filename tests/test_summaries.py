@@ -191,6 +191,25 @@ class TestCounting:
         assert bench.summaries.totals()[""].lost == 7
         assert "" in bench.summaries.operations()
 
+    @pytest.mark.parametrize("with_samples", [False, True])
+    def test_what_processes_gave_up_at_their_end_is_counted_once(self, bench: Bench, with_samples: bool) -> None:
+        bench.client.hset(bench.keys.state, "lost", 7)
+        if with_samples:
+            bench.put(a_hit(now()), lost=4)
+        expected = 11 if with_samples else 7
+        assert bench.summaries.preview().lost == expected
+        assert bench.summaries.roll_up().lost == expected
+        assert bench.summaries.roll_up().lost == 0
+        assert bench.summaries.totals()[""].lost == expected
+        assert bench.hits() == with_samples
+
+    @pytest.mark.parametrize("lost", ["many", "-3", "9" * 19, "9" * 400, ""])
+    def test_a_number_of_lost_samples_that_is_none_stops_nothing(self, bench: Bench, lost: str) -> None:
+        bench.client.hset(bench.keys.state, "lost", lost)
+        bench.put(a_hit(now()))
+        assert bench.summaries.roll_up().samples == 1
+        assert bench.summaries.roll_up().lost == 0
+
     def test_beyond_the_most_operations_the_rest_share_one(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("aicache_tasks.summaries.MAX_OPERATIONS", 3)
         for name in "abcde":

@@ -52,6 +52,8 @@ class Head(NamedTuple):
     """Since when the inbox has not been empty, or what the last commit said; 0 if nothing waits."""
     now_ms: int
     """The server's clock."""
+    lost: int = 0
+    """Samples that ending processes gave up, and that no commit has counted."""
 
 
 class Commit(NamedTuple):
@@ -73,6 +75,8 @@ class Commit(NamedTuple):
     """Key of a hash, field, value."""
     last: bytes = b""
     """The last of the entries that go."""
+    lost: int = 0
+    """How many of the samples that ending processes gave up are counted by this."""
 
 
 class Inbox:
@@ -88,7 +92,7 @@ class Inbox:
 
     def head(self, limit_bytes: int, budget: Budget, *, offset: int = 0) -> Head:
         """Return the oldest entries, about *limit_bytes* of them and at least one, after skipping *offset*."""
-        state: list[str | bytes] = [b"HMGET", self._keys.state, b"turn", b"bytes", b"since_ms"]
+        state: list[str | bytes] = [b"HMGET", self._keys.state, b"turn", b"bytes", b"since_ms", b"lost"]
         packed = pack_all([state, [b"LLEN", self._keys.inbox], [b"TIME"]])
         empty = self._store.ask(packed, 3, budget, _state, may_repeat=True)
         if empty.waiting <= offset:
@@ -187,6 +191,7 @@ def _committed(keys: SampleKeys, commit: Commit) -> tuple[list[str], list[str | 
         since,
         *(b"%d" % number for number in numbers),
         last,
+        b"%d" % commit.lost,
     ]
     given += commit.aside
     given += [word for process, number, _ in commit.seen for word in (process, b"%d" % number)]
@@ -203,10 +208,10 @@ def _applied(reply: Any) -> bool:
 
 
 def _state(replies: list[Any]) -> Head:
-    turn, held, since = values_of(replies[0], 3)
+    turn, held, since, lost = values_of(replies[0], 4)
     waiting = number_of(replies[1])
     seconds, micros = (_whole(part) for part in values_of(replies[2], 2))
-    return Head(turn or b"", [], waiting, _whole(held), _whole(since), seconds * 1000 + micros // 1000)
+    return Head(turn or b"", [], waiting, _whole(held), _whole(since), seconds * 1000 + micros // 1000, _whole(lost))
 
 
 def _each(replies: list[Any], sizes: list[int]) -> list[list[bytes | None]]:

@@ -10,7 +10,8 @@
 -- ARGV[6]   how many entries are kept aside
 -- ARGV[7]   how many entries to set aside follow; ARGV[8] how many processes follow
 -- ARGV[9]   SHA-1 in hex of the last entry that goes; empty if none does
--- ARGV[10..] entry to set aside, ...; process, number, ...; its end (epoch s), process, ...;
+-- ARGV[10]  how many of the lost samples in the state are counted by this
+-- ARGV[11..] entry to set aside, ...; process, number, ...; its end (epoch s), process, ...;
 --           for each of KEYS[6..]: how many words follow, field, value, ...
 -- returns   1 applied, 0 refused; or the role of a key that is of another type, and nothing was written
 --
@@ -54,7 +55,7 @@ redis.call('HDEL', state, '')
 redis.call('ZADD', ends, 'XX', 0, '')
 redis.call('HSET', state, 'turn', ARGV[2])
 
-local at = put('RPUSH', aside, 10, tonumber(ARGV[7]))
+local at = put('RPUSH', aside, 11, tonumber(ARGV[7]))
 redis.call('LTRIM', aside, -ARGV[6], -1)
 
 at = put('HSET', seen, at, 2 * ARGV[8])
@@ -63,6 +64,8 @@ for i = 6, #KEYS do
   at = put('HSET', KEYS[i], at + 1, tonumber(ARGV[at]))
 end
 redis.call('LTRIM', inbox, gone, -1)
+local lost = (tonumber(redis.call('HGET', state, 'lost') or 0) or 0) - ARGV[10]
+redis.call('HSET', state, 'lost', string.format('%.0f', math.max(lost, 0)))
 redis.call('HSET', state, 'bytes', waiting == 0 and '0' or string.format('%.0f', math.max(held - ARGV[5], 0)))
 if waiting == 0 then
   redis.call('HDEL', state, 'since_ms')
