@@ -39,6 +39,11 @@ def opened(text: str, *, size: int = 1) -> str:
     return text * size
 
 
+@app.task(base=CachedTask, cache=CachePolicy(operation="figures"), shared=False)
+def figures(text: str) -> str:
+    return text
+
+
 @app.task(base=CachedTask, cache=CachePolicy(operation="again"), bind=True, shared=False)
 def again(self: Any, text: str, countdown: float = 0.2) -> str:
     if self.request.retries < 1:

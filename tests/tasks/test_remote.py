@@ -87,46 +87,50 @@ def counted(site: Site, calls: int) -> Reader:
     return asked
 
 
-def fresh(site: Site, command: str = "cache_stats", **arguments: Any) -> dict[str, Any]:
-    """Return the answers once the workers have read anew."""
-    live = reader(site).live()
-    read = lambda: site.ask(command, **arguments)  # noqa: E731
-    since = total_of(live.totals.values()).of("get")
-    is_new = lambda answers: all(a["total"]["hits"] + a["total"]["misses"] == since for a in answers.values())  # noqa: E731
-    answers: dict[str, Any] = wait_until(lambda: a if is_new(a := read()) else None, TIMEOUT_S, "figures")
+def fresh(site: Site) -> dict[str, Any]:
+    """Return the answers to ``cache_stats`` once the workers have read all that there is."""
+
+    def read() -> dict[str, Any] | None:
+        answers = site.ask("cache_stats")
+        lookups = total_of(reader(site).live().totals.values()).lookups
+        return answers if all(a["total"]["hits"] + a["total"]["misses"] == lookups for a in answers.values()) else None
+
+    answers: dict[str, Any] = wait_until(read, TIMEOUT_S, "figures")
     return answers
 
 
 def test_workers_answer_with_the_reader_s_figures(site: Site) -> None:
     calls = [*(f"text {number}" for number in range(10)), *["text 0"] * 5]
     for text in calls:
-        assert site.call("opened", text) == text
-    asked = counted(site, len(calls))
-    answers = fresh(site)
-    assert sorted(answers) == sorted(worker.hostname for worker in site.workers)
+        assert site.call("figures", text) == text
+    asked = reader(site)
+    found = lambda: asked.live().totals.get("figures")  # noqa: E731
+    wait_until(lambda: (record := found()) and record.of("get") == len(calls), TIMEOUT_S, "the timings")
     for phase in ("as they wait", "rolled up"):
-        live = asked.live()
-        total = total_of(live.totals.values())
-        for worker, answer in fresh(site).items():
-            assert answer["total"]["hits"] == total.hits == 5, phase
-            assert answer["total"]["misses"] == total.misses == 10, phase
-            assert answer["total"]["get_p95_ms"] == total.percentile_ms("get", 95)
-            assert answer["operations"]["open"]["saved"] == figures_json(live.totals["open"])["saved"]
+        answers, live = fresh(site), asked.live()
+        record = live.totals["figures"]
+        assert sorted(answers) == sorted(worker.hostname for worker in site.workers)
+        for worker, answer in answers.items():
+            shown = answer["operations"]["figures"]
+            assert (shown["hits"], shown["misses"]) == (record.hits, record.misses) == (5, 10), phase
+            assert shown["get_p95_ms"] == record.percentile_ms("get", 95)
+            assert shown["saved"] == figures_json(record)["saved"]
             assert (answer["store"], answer["exact"]) == ("ok", True)
-            mine = total_of(live.workers.get(worker, ()))
-            assert phase == "as they wait" or answer["worker"]["hits"] == mine.hits
+            assert phase == "as they wait" or answer["worker"]["hits"] == total_of(live.workers[worker]).hits
         asked.summaries.roll_up()
         wait_until(lambda: all(of["waiting"]["batches"] == 0 for of in site.ask("cache_stats").values()), TIMEOUT_S)
-    for answer in site.ask("cache_stats", operation="open").values():
-        assert answer["operation"] == "open"
-        assert answer["total"] == json.loads(json.dumps(figures_json(asked.live().totals["open"])))
+    for answer in site.ask("cache_stats", operation="figures").values():
+        assert answer["operation"] == "figures"
+        assert answer["total"] == json.loads(json.dumps(figures_json(asked.live().totals["figures"])))
     for answer in site.ask("cache_stats", operation="nobody's").values():
         assert answer["total"] is None
 
 
 def test_policies_show_where_workers_differ_and_nothing_that_vary_holds(site: Site) -> None:
     one, two = (site.ask("cache_policy")[worker.hostname] for worker in site.workers)
-    assert set(one["tasks"]) == {f"{MODULE}.{name}" for name in ("shout", "opened", "again", "twice", "fails")}
+    assert set(one["tasks"]) == {
+        f"{MODULE}.{name}" for name in ("shout", "opened", "figures", "again", "twice", "fails")
+    }
     mine, other = one["tasks"][f"{MODULE}.shout"], two["tasks"][f"{MODULE}.shout"]
     assert mine["vary"] != other["vary"]
     assert len(mine["vary"]) == 32
@@ -138,6 +142,7 @@ def test_policies_show_where_workers_differ_and_nothing_that_vary_holds(site: Si
 
 @pytest.mark.soak
 def test_celery_s_own_commands_show_the_answers_within_their_second(site: Site) -> None:
+    site.call("shout", "for the command")
     counted(site, 1)
     shown = site.command("inspect", "cache_stats", "shout", "--json")
     assert shown.returncode == 0, shown.stderr
