@@ -19,7 +19,7 @@ import pytest
 
 from aicache_tasks.batches import MAX_SAMPLES, decode_batch
 from aicache_tasks.errors import BreakerOpen, StoreError, StoreUnavailable
-from aicache_tasks.outbox import Outbox, sender
+from aicache_tasks.outbox import Outbox, queue, sender
 from aicache_tasks.records import Sample
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import Budget, Receipt
@@ -350,7 +350,7 @@ class TestFaults:
                 one.read(0.05)
             eventually(lambda: len(batches(client)) == 1)  # it did arrive
             proxy.fault = healthy
-            monkeypatch.setattr(sender, "DOUBT_S", 0.0)
+            monkeypatch.setattr(queue, "DOUBT_S", 0.0)
             one.add(2)
             eventually(lambda: one.outbox.flush())
             one.guard.close()
@@ -361,7 +361,7 @@ class TestFaults:
     def test_a_number_is_remembered_for_longer_than_it_is_sent_again(self) -> None:
         from aicache_tasks.summaries import SEEN_FOR_S
 
-        assert sender.DOUBT_S <= SEEN_FOR_S / 2
+        assert queue.DOUBT_S <= SEEN_FOR_S / 2
 
 
 class TestBreakers:
@@ -501,7 +501,7 @@ class TestHandlers:
     def test_nothing_is_lost_or_stuck_wherever_it_comes(
         self, box: Any, client: Any, monkeypatch: pytest.MonkeyPatch, place: str
     ) -> None:
-        one, given, told = box(aicache_ship_every=1), getattr(sender, place), list[bool]()
+        one, given, told = box(aicache_ship_every=1), getattr(queue, place), list[bool]()
 
         def interrupted(*args: Any, **named: Any) -> Any:
             if not told:
@@ -512,7 +512,7 @@ class TestHandlers:
                 one.outbox.flush(0.1, last=True)
             return given(*args, **named)
 
-        monkeypatch.setattr(sender, place, interrupted)
+        monkeypatch.setattr(queue, place, interrupted)
         one.add(1)
         one.read()
         one.add(3)

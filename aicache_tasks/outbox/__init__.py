@@ -10,7 +10,8 @@ One batch is on its way at a time, so that batches arrive in order. It keeps its
 acknowledged it: one that was sent twice, because the first reply was lost, is counted once. What cannot be sent waits,
 up to a bound; what had to go is counted, and the next batch says so.
 
-``batch.py`` is what is sent, ``sender.py`` who sends it when, ``background.py`` the thread and the end of the process.
+``batch.py`` is what is sent, ``queue.py`` what waits and whose turn it is, ``sender.py`` who sends it when,
+``background.py`` the thread and the end of the process.
 """
 
 from aicache_tasks.outbox.background import FLUSH_S, flush_all
