@@ -65,7 +65,7 @@ def quotes(text: str) -> str:
 @app.task(base=CachedTask, cache=POLICY, shared=False)
 def waits(text: str, gate: str) -> str:
     with redis.Redis.from_url(app.conf.result_backend) as client:
-        client.blpop([gate], timeout=20)
+        client.blpop([gate], timeout=50)
     return text.upper()
 
 

@@ -76,7 +76,7 @@ def aviary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aviary]:
         urls = {"CELERY_BROKER_URL": queue.url, "CELERY_RESULT_BACKEND": queue.url, "AICACHE_URL": cache.url}
         environ = urls | {"FLOWER_UNAUTHENTICATED_API": "true"}
         flower = FlowerProcess(folder, conf_of_the_package(), environ=environ, app=MODULE)
-        worker = WorkerProcess(MODULE, *urls.values(), extra_args=["-E"], name="canary").start()
+        worker = WorkerProcess(MODULE, *urls.values(), concurrency=4, extra_args=["-E"], name="canary").start()
         app, bare = canary_worker.app, Celery("bare", set_as_current=False)
         config = {"broker_url": queue.url, "result_backend": queue.url}
         app.conf.update(config, aicache_url=cache.url)
@@ -123,6 +123,8 @@ def flown(aviary: Aviary) -> Iterator[Aviary]:
     wait_until(lambda: not summaries.backlog().entries or summaries.roll_up(), TIMEOUT_S, "a roll-up")
     told = {"task-cache-hit", "task-cache-miss", "task-cache-bypass", "task-cache-refresh"}
     wait_until(lambda: told <= {event["type"] for event in list(aviary.events)}, TIMEOUT_S, "what is told of calls")
+    for command in ("active", "scheduled"):
+        wait_until(lambda command=command: MODULE in repr(aviary.inspect(command)), TIMEOUT_S, f"{command} tasks")
     yield aviary
     later.revoke()
     aviary.queue.client().rpush("gate", 1, 1)
