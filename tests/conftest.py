@@ -35,8 +35,9 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def _warnings_are_logged() -> None:
-    """A worker that a test ran in this process may have raised the root logger's level."""
+    """A worker that a test ran in this process may have raised or lowered the loggers' levels."""
     logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("aicache_tasks").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)
