@@ -34,7 +34,7 @@ def peek(
     """
     named = task_of(ctx, task)
     found = explained(ctx, named, args, kwargs)
-    entry = named.cache.peek(*args, **kwargs) if found.status == "hit" else None
+    entry = named.cache.peek(*args, **kwargs) if found.status in ("hit", "disabled") else None
     if entry is None and not as_json:
         raise Nothing(f"no answer is stored for this call: {why(found)}")
     if as_json:
