@@ -297,6 +297,13 @@ class TestTheServer:
             client.execute_command("ACL", "SETUSER", "default", "off")
         assert one(named, server.access).level == "ok"
 
+    def test_one_that_lets_in_whom_it_gives_no_right_to_ask(self, own_server: EmbeddedServer) -> None:
+        with own_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all")
+            client.execute_command("ACL", "SETUSER", "default", "-info")
+        finding = one(make_app(own_server.url.replace("redis://", "redis://ann:secret@")), server.access)
+        assert (finding.level, "wants no password" in finding.what) == ("warn", True)
+
     def test_one_on_a_socket_with_a_password(self) -> None:
         with EmbeddedServer(config={"requirepass": "secret"}, unix=True) as own:
             assert one(make_app(own.url), server.access).level == "ok"
@@ -479,8 +486,44 @@ class TestTheWorkers:
             case = Case(app, reader_of(app))
             vars(case)["replies"] = Replies({"\x1b[2J@here": _answered(answer)}, "")
             found_ = list(doctor.examine(case, (workers.answers, workers.versions, workers.policies)))
-            assert found_
+            assert any(finding.level != "ok" for finding in found_)
             assert not any("\x1b" in finding.what for finding in found_)
+
+    @pytest.mark.parametrize(
+        ("tasks", "level", "said"),
+        [
+            ({}, "warn", "has no task that this process has: nothing was compared"),
+            ({"shop.other": {"operation": "shop.other"}}, "warn", "has no task that this process has"),
+            ({"shop.task": 5}, "warn", "gives an answer of shop.task that is none"),
+            ({"shop.task": {"error": "aicache_ttl is soon"}}, "fail", "says of shop.task: aicache_ttl is soon"),
+        ],
+        ids=["no task", "another task", "no policy", "an error"],
+    )
+    def test_one_with_which_nothing_was_compared_does_not_pass(
+        self, valkey: EmbeddedServer, tasks: dict[str, Any], level: str, said: str
+    ) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        case = Case(app, reader_of(app))
+        vars(case)["replies"] = Replies({"w@here": {**case.mine, "tasks": tasks}}, "")
+        (finding,) = doctor.examine(case, (workers.policies,))
+        assert (finding.level, said in finding.what) == (level, True), finding
+
+    def test_one_with_tasks_that_are_none_does_not_pass(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        case = Case(app, reader_of(app))
+        vars(case)["replies"] = Replies({"w@here": {**case.mine, "tasks": None}}, "")
+        (finding,) = doctor.examine(case, (workers.answers,))
+        assert (finding.level, finding.what) == ("fail", "w@here says: an answer that cannot be read")
+
+    @pytest.mark.parametrize("reply", [[1, 2], "junk", None], ids=str)
+    def test_a_reply_of_no_worker_is_shown(
+        self, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, reply: Any
+    ) -> None:
+        app = make_app(valkey.url)
+        monkeypatch.setattr(app.control, "broadcast", lambda *args, **given: [reply])
+        finding = one(app, workers.answers)
+        assert (finding.level, finding.what) == ("fail", "? says: an answer that cannot be read")
 
 
 class TestAnOddWorker:
@@ -511,13 +554,27 @@ class TestKeys:
         assert found(app, stability.keys) == [], "it has no command to ask"
         assert one(app, stability.keys, probe=[sys.executable, "-c", "raise SystemExit(3)"]).level == "warn"
 
+    @pytest.mark.parametrize("told", ["", "junk", "[]", "{"], ids=str)
+    def test_a_process_that_tells_no_keys(self, valkey: EmbeddedServer, told: str) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        for text in (told, stability.MARK + told):
+            finding = one(app, stability.keys, probe=[sys.executable, "-c", f"print({text!r})"])
+            assert (finding.level, "could not make keys" in finding.what) == ("warn", True)
+
+    def test_what_the_application_prints_does_not_matter(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        keys = stability.keys_of([add(app)])
+        text = f"loading {{}} …{stability.marked(keys)}bye"
+        assert one(app, stability.keys, probe=[sys.executable, "-c", f"print({text!r})"]).level == "ok"
+
     def test_tasks_that_made_up_arguments_do_not_fit_are_named(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)
         task = add(app, vary=lambda arguments: arguments["text"].index("%"))
         add(app, "shop.other")
         keys = stability.keys_of([task, app.tasks["shop.other"]])
         assert (keys["shop.task"], keys["shop.other"] is None) == (None, False)
-        finding = one(app, stability.keys, probe=[sys.executable, "-c", f"print('''{json.dumps(keys)}''')"])
+        finding = one(app, stability.keys, probe=[sys.executable, "-c", f"print({stability.marked(keys)!r})"])
         assert (finding.level, "but for shop.task" in finding.what) == ("ok", True)
 
     def test_arguments_are_made_up_from_annotations(self, valkey: EmbeddedServer) -> None:

@@ -6,7 +6,6 @@ In: the application, the server, the workers.   Out: findings with what to do; a
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -40,7 +39,7 @@ def doctor(ctx: click.Context, strict: bool, probe: bool, as_json: bool) -> None
 
     reader = reader_of(ctx)
     if probe:
-        sys.stdout.write(json.dumps(stability.keys_of(cached_tasks(loaded(ctx)))))
+        sys.stdout.write(stability.marked(stability.keys_of(cached_tasks(loaded(ctx)))))
         return
     case = Case(loaded(ctx), reader, _probe(sys.argv))
     found: list[Finding] = []

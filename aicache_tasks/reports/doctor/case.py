@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -30,6 +30,9 @@ WORKERS_S: Final = 1.5
 """How long workers may take to answer."""
 PROBE_S: Final = 60.0
 SEEDS: Final = ("1", "2")
+UNREADABLE: Final = "an answer that cannot be read"
+SHUTS_OUT: Final = ("NOAUTH", "DENIED")
+"""Ends of what a server says to whom it does not let in without a password."""
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -147,7 +150,7 @@ class Case:
     @cached_property
     def is_open_to_all(self) -> bool:
         """Whether the server does what somebody asks who has no password."""
-        return bool(info_of(without_login(self.url)))
+        return lets_in(without_login(self.url))
 
     # The records, the workers, other processes.
 
@@ -171,8 +174,7 @@ class Case:
                 found = self.app.control.broadcast("cache_policy", reply=True, timeout=WORKERS_S, connection=connection)
             except faults as error:
                 return Replies({}, type(error).__name__)
-        each = {name: answer for reply in found or () for name, answer in reply.items()}
-        return Replies({name: _answered(answer) for name, answer in each.items()}, "")
+        return Replies(dict(_named(found or ())), "")
 
     @cached_property
     def probed(self) -> list[str]:
@@ -191,8 +193,15 @@ class Case:
         return [text for text in map(_output, started) if text]
 
 
+def _named(replies: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each node's name and answer; what is no reply of a node under a name that no node has."""
+    for reply in replies:
+        for name, answer in (reply if isinstance(reply, Mapping) else {"?": None}).items():
+            yield str(name), _answered(answer)
+
+
 def _answered(answer: Any) -> Mapping[str, Any]:
-    return answer if isinstance(answer, Mapping) else {"error": str(answer)}
+    return answer if isinstance(answer, Mapping) else {"error": UNREADABLE if answer is None else str(answer)}
 
 
 def _output(process: subprocess.Popen[str]) -> str:
@@ -209,14 +218,31 @@ def info_of(url: str) -> dict[str, str]:
     """Return what the server at *url* says about itself; nothing if it is no Redis, or does not answer."""
     if urlsplit(url).scheme not in URL_SCHEMES[:-1]:
         return {}
-    budget = Budget(CONNECT_S)
-    budget.begin()
     try:
-        store = cast("Any", open_store(url, connect_s=CONNECT_S))
-        found: dict[str, str] = store.ask(pack(b"INFO"), 1, budget, lambda got: said_by(accept(got[0])))
-        store.close()
+        return _info_of(url)
     except (StoreError, SettingsError):
         return {}
+
+
+def lets_in(url: str) -> bool:
+    """Return whether the server at *url* takes commands, be it that it refuses the one that is tried."""
+    try:
+        _info_of(url)
+    except StoreError as error:
+        return error.reason == "redis_error" and not error.detail.endswith(SHUTS_OUT)
+    except SettingsError:
+        return False
+    return True
+
+
+def _info_of(url: str) -> dict[str, str]:
+    budget = Budget(CONNECT_S)
+    budget.begin()
+    store = cast("Any", open_store(url, connect_s=CONNECT_S))
+    try:
+        found: dict[str, str] = store.ask(pack(b"INFO"), 1, budget, lambda got: said_by(accept(got[0])))
+    finally:
+        store.close()
     return found
 
 

@@ -143,6 +143,6 @@ def access(case: Case) -> Iterator[Finding]:
         return
     if case.is_open_to_all:
         fix = "Set requirepass or an ACL user, and the login in aicache_url: who writes there answers your tasks."
-        yield Finding("access", "warn", "whoever reaches it may write to it: it wants no password", fix)
+        yield Finding("access", "warn", "whoever reaches it gets in: it wants no password", fix)
     else:
         yield Finding("access", "ok", "it wants a password")

@@ -31,13 +31,15 @@ MADE_UP: Final[Mapping[Any, Any]] = {
 """Arguments by annotation, as a serializer delivers them; else a text."""
 TEXT: Final = "a text that nobody wrote"
 MOST: Final = 5
+MARK: Final = "aicache-keys: "
+"""Begins the probe's line, among all that the application prints."""
 
 
 def keys(case: Case) -> Iterator[Finding]:
     """Do two processes with other hash seeds make the same keys?"""
     if case.probe is None or not case.tasks:
         return
-    found = [json.loads(text) for text in case.probed]
+    found = [made for made in map(told_by, case.probed) if made is not None]
     if len(found) < len(SEEDS):
         fix = "Does its module import in a fresh process, with the same environment?"
         yield Finding("keys", "warn", "a second process could not make keys", fix)
@@ -52,6 +54,25 @@ def keys(case: Case) -> Iterator[Finding]:
     untold = [name for name, key in one.items() if key is None]
     but = f", but for {', '.join(map(label, untold[:MOST]))}: no made-up arguments fit" if untold else ""
     yield Finding("keys", "ok", f"the same in two processes with other hash seeds{but}")
+
+
+def marked(made: Mapping[str, str | None]) -> str:
+    """Return what the probe prints: *made*, in a line of its own whatever was printed before.
+
+    >>> told_by("hello" + marked({"shout": "k1"}) + "bye")
+    {'shout': 'k1'}
+    """
+    return f"\n{MARK}{json.dumps(made)}\n"
+
+
+def told_by(text: str) -> dict[str, Any] | None:
+    """Return the keys that a process which printed *text* made; None if it told of none."""
+    told = [line.removeprefix(MARK) for line in text.splitlines() if line.startswith(MARK)]
+    try:
+        made = json.loads(told[-1]) if told else None
+    except ValueError:
+        return None
+    return made if isinstance(made, dict) else None
 
 
 def keys_of(tasks: list[Any]) -> dict[str, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from aicache_tasks.reports.doctor.case import Case, Finding
+from aicache_tasks.reports.doctor.case import UNREADABLE, Case, Finding
 from aicache_tasks.reports.wording import label
 
 KEYED: Final = ("operation", "version", "ignore", "vary")
@@ -29,7 +29,7 @@ def answers(case: Case) -> Iterator[Finding]:
         fix = "Start one; what it makes of policies could not be compared."
         yield Finding("workers", "warn", "no worker answered", fix)
         return
-    mute = {name: str(answer.get("error")) for name, answer in replies.each.items() if "tasks" not in answer}
+    mute = {name: str(answer.get("error", UNREADABLE)) for name, answer in replies.each.items() if not _tells(answer)}
     for name, error in sorted(mute.items())[:MOST]:
         fix = "Has its application called install(app), and is its version this one?"
         yield Finding("workers", "fail", f"{label(name)} says: {label(error, 200)}", fix)
@@ -72,6 +72,7 @@ def _policies(case: Case) -> Iterator[Finding]:
         if answer.get("disabled") != case.mine["disabled"]:
             fix = "Unset AICACHE_DISABLED, or aicache_disabled, where it is not meant."
             yield Finding("policies", "warn", f"the cache is switched off in one of {worker} and this process", fix)
+        yield from _uncompared(case, worker, answer["tasks"])
         varied = _differing(case, answer, "vary")
         if varied:
             fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
@@ -84,15 +85,39 @@ def _policies(case: Case) -> Iterator[Finding]:
                 yield Finding("policies", "fail", f"{worker} has another {field} of {_listed(differing)}", fix)
 
 
+def _uncompared(case: Case, worker: str, tasks: Mapping[str, Any]) -> Iterator[Finding]:
+    """Say of what nothing could be compared, which is not to pass for agreement."""
+    shared = sorted(case.mine["tasks"].keys() & tasks.keys())
+    if not shared and (tasks or case.mine["tasks"]):
+        fix = "Has it the same application? Has it and this process imported the modules with its tasks?"
+        yield Finding("policies", "warn", f"{worker} has no task that this process has: nothing was compared", fix)
+    unreadable = [name for name in shared if not isinstance(tasks[name], Mapping)]
+    if unreadable:
+        fix = "Is its version this one?"
+        yield Finding("policies", "warn", f"{worker} gives an answer of {_listed(unreadable)} that is none", fix)
+    for name in [name for name in shared if _is_fault(tasks[name])][:MOST]:
+        said = f"{worker} says of {label(name)}: {label(str(tasks[name]['error']), 200)}"
+        yield Finding("policies", "fail", said, "Mend the settings there, or the task's cache=.")
+
+
+def _is_fault(policy: Any) -> bool:
+    return isinstance(policy, Mapping) and "error" in policy
+
+
+def _tells(answer: Answer) -> bool:
+    return isinstance(answer.get("tasks"), Mapping)
+
+
 def _each(case: Case) -> dict[str, Answer]:
     """Return the answers that have policies."""
-    return {name: answer for name, answer in case.replies.each.items() if isinstance(answer.get("tasks"), Mapping)}
+    return {name: answer for name, answer in case.replies.each.items() if _tells(answer)}
 
 
 def _differing(case: Case, answer: Answer, field: str) -> list[str]:
     """Return the tasks that both have, and of which *answer* has another *field* than this process."""
     mine, theirs = case.mine["tasks"], answer["tasks"]
-    both = [name for name in sorted(mine) if isinstance(theirs.get(name), Mapping) and "error" not in mine[name]]
+    told = [name for name in sorted(mine) if isinstance(theirs.get(name), Mapping)]
+    both = [name for name in told if not _is_fault(mine[name]) and not _is_fault(theirs[name])]
     return [name for name in both if theirs[name].get(field) != mine[name].get(field)]
 
 
