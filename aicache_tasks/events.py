@@ -1,10 +1,12 @@
 """
 Events: tells Flower and other monitors which calls were answered from the cache.
 
-In: how a worker's call ended.   Out: an event ``task-cache-hit``, ``task-cache-miss`` … of its task, `DELAY_S` later.
+In: how a worker's call went, and later the end of its task.   Out: an event ``task-cache-hit``, ``task-cache-miss`` …
+of it, `DELAY_S` after that end.
 
 A monitor takes an event that it does not know for the state of the task, unless the task has ended before. So nothing
-is told of a call that raised, and of others only when their task has ended for certain. The event says how it went in
+is told of a call that raised, and of others only when their task has ended: after its result is stored and its handlers
+have run, which may take as long as they like. The delay is for the worker to say so. The event says how it went in
 ``kwargs``, which monitors show and search, and in ``cache`` and ``operation``; a thread sends it.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import ast
 import logging
 import random
+import sys
 import threading
 import time
 import weakref
@@ -26,20 +29,23 @@ from aicache_tasks.redaction import REDACTED
 log = logging.getLogger("aicache_tasks")
 
 DELAY_S: Final = 2.0
-"""How much later than its call an event is sent."""
+"""How much later than its task's end an event is sent."""
 LEAST_DELAY_S: Final = 0.1
 """The same in a pool's process that ends because it has done its number of tasks."""
 MOST_WAITING: Final = 10_000
 """The oldest go first."""
 _AT_ONCE: Final = 500
 _END_S: Final = 1.0
+_ENDS: Final = ("SUCCESS", "FAILURE")
+_NOTED: Final = "_aicache_told"
+"""Where a request keeps what is to be told of it: it goes when the request goes."""
 
 
 class Told(NamedTuple):
     """A call that is to be told of."""
 
     at_s: float
-    """When it ended, seconds since the epoch."""
+    """When its task ended, seconds since the epoch."""
     task_id: str
     worker: str
     status: str
@@ -60,14 +66,14 @@ class CallEvents:
         self._app_of: Callable[[], Any] = weakref.ref(app)
         self._part, self._random = part, random.Random()  # noqa: S311 - a sample is no secret
         self._waiting: deque[Told] = deque(maxlen=MOST_WAITING)
-        # Re-entrant: the handler of SIGTERM ends this, perhaps in the middle of `add`.
+        # Re-entrant: the handler of SIGTERM ends this, perhaps in the middle of `ended`.
         self._lock, self._wake, self._ending = threading.RLock(), threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._is_awake = self._is_failing = False
         self._delay_s = DELAY_S
 
-    def add(self, request: Any, info: CallInfo, *, hidden: bool) -> None:
-        """Tell of a call that has returned. O(1), sends nothing, raises nothing.
+    def note(self, request: Any, info: CallInfo, *, hidden: bool) -> None:
+        """Take note of a call that has returned; it is told of once its task has ended. O(1), raises nothing.
 
         Args:
             request: the task's; one without an id, of an eager task, or of a retry at once, is not told of.
@@ -79,7 +85,17 @@ class CallEvents:
         if request.retries and not request.eta:  # its worker may say that it succeeded before that it was retried
             return
         shown = None if hidden else request.kwargsrepr or ""
-        self._waiting.append(Told(time.time(), request.id, request.hostname or "", info.status, info.operation, shown))
+        vars(request)[_NOTED] = Told(0.0, request.id, request.hostname or "", info.status, info.operation, shown)
+
+    def ended(self, request: Any, state: str | None) -> None:
+        """Tell of the call of a task that has ended in *state*, if one was noted. O(1), sends nothing, raises nothing.
+
+        Not of one that an exception is passing through (what a handler raised, the pool's own): it ends otherwise.
+        """
+        told = vars(request).pop(_NOTED, None)
+        if told is None or state not in _ENDS or sys.exc_info()[0] is not None:
+            return
+        self._waiting.append(told._replace(at_s=time.time()))
         if not self._is_awake:
             self._attend()
 
@@ -164,12 +180,14 @@ def fields_of(told: Told) -> dict[str, Any]:
 
     >>> fields_of(Told(0.0, "id", "w@h", "hit", "shout", None))["kwargs"]
     "{'cache': 'hit', 'operation': 'shout', 'arguments': '<redacted>'}"
+
+    An argument that has the name of one of ours is not shown: monitors are searched for ours.
     """
     said = {"cache": told.status, "operation": told.operation}
     if told.shown is None:
         return said | {"kwargs": repr(said | {"arguments": REDACTED})}
     shown = _mapping(told.shown)
-    return said if shown is None else said | {"kwargs": repr(said | shown)}
+    return said if shown is None else said | {"kwargs": repr(said | shown | said)}
 
 
 def _mapping(shown: str) -> dict[str, Any] | None:

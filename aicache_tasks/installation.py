@@ -98,6 +98,13 @@ def _tell_no_more(**_: Any) -> None:
     end_events(tell=False)
 
 
+def _tell_of_end(task: Any = None, state: str | None = None, **_: Any) -> None:
+    """Sent when a task's result is stored and its handlers have run, whatever it was, with its request still on top."""
+    events = runtime_of(task.app).events
+    if events is not None:
+        events.ended(task.request_stack.top, state)
+
+
 def _redact_canvas(sender: Any, **_: Any) -> None:
     redact_canvas(sender)
 
@@ -124,6 +131,7 @@ class AICacheStep(bootsteps.StartStopStep):
         self._in_use = bool(cached_tasks(parent.app)) and not runtime_of(parent.app).settings.disabled
         if self._in_use and getattr(parent, "task_events", False):
             runtime_of(parent.app).send_events()
+            signals.task_postrun.connect(_tell_of_end, weak=False)  # before any task is traced: else it goes unheard
         if self._in_use:
             for task in cached_tasks(parent.app):
                 _ = task.cache.plan

@@ -156,7 +156,7 @@ class TaskCache:
         hit = plan.cache.find(call, quiet=True)
         return Explanation(
             status="disabled" if plan.mode.is_off else call.status,
-            reason=call.reason if hit is MISS else "",
+            reason=call.reason if hit is MISS and not plan.mode.is_off else "",
             key=call.key.redis_key,
             operation=plan.operation,
             version=plan.version,
@@ -277,7 +277,7 @@ class TaskCache:
         log_call(info, self._task.name, request)
         events = self._runtime.events
         if events is not None and request is not None and _attempt(request) != getattr(self._last, "retried", None):
-            events.add(request, info, hidden=hides_arguments(self._task))
+            events.note(request, info, hidden=hides_arguments(self._task))
 
     def _is_off(self, request: Any) -> bool:
         """Say whether the cache is switched off for the call; one that is off needs no server."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy, install
+from aicache_tasks.events import DELAY_S
 from aicache_tasks.reports import inspect
 
 inspect.FRESH_S = 0.2  # type: ignore[misc] # tests wait for figures
@@ -55,6 +57,20 @@ def again(self: Any, text: str, countdown: float = 0.2) -> str:
 def twice(self: Any, text: str) -> str:
     if self.request.retries < 1:
         self.retry(countdown=0.2, throw=False)
+    return text
+
+
+class SlowEnd(CachedTask):
+    """Ends long after its body."""
+
+    abstract = True
+
+    def on_success(self, *_: Any) -> None:
+        time.sleep(DELAY_S + 1)
+
+
+@app.task(base=SlowEnd, cache=CachePolicy(operation="slow end"), shared=False)
+def slow_end(text: str) -> str:
     return text
 
 

@@ -32,6 +32,7 @@ from tests.tasks.test_redaction import watching
 MODULE = "tests.tasks.remote_worker"
 TIMEOUT_S = 20
 OURS = re.compile("task-cache-")
+RETURNED = ("miss", "hit", "shown", "bypass", "slow", "retried")
 
 
 class Watch(NamedTuple):
@@ -92,8 +93,9 @@ def calls(watch: Watch) -> dict[str, str]:
     again = {f"retried {number}": watch.call("again", f"text {number}") for number in range(4)}
     made |= again
     made["at once"] = watch.call("again", "text", countdown=0)
+    made |= {"slow": watch.call("slow_end", "text")}
     made |= {"twice": watch.call("twice", "text"), "plain": watch.call("plain", "text")}
-    for name in ("miss", "hit", "shown", "bypass", "retried", *again):  # retries run in either of two processes
+    for name in (*RETURNED, *again):  # retries run in either of two processes
         watch.told(made[name])
     last = watch.call("shout", "the last one")
     watch.told(last)
@@ -101,7 +103,7 @@ def calls(watch: Watch) -> dict[str, str]:
 
 
 def test_a_call_is_told_of_once_after_its_task_has_ended(watch: Watch, calls: dict[str, str]) -> None:
-    for name in ("miss", "hit", "shown", "bypass", "retried"):
+    for name in RETURNED:
         types = watch.of(calls[name])
         assert types[-1] == f"task-cache-{name if name in ('hit', 'bypass') else 'miss'}"
         assert types[-2] == "task-succeeded"
@@ -138,11 +140,11 @@ def test_no_task_has_another_state_or_order_for_its_events(watch: Watch, calls: 
         shown = [task.state for _, task in ours.itertasks()]
         assert not any("CACHE" in state for state in shown), watch.of(event["uuid"])
     assert {i: task.state for i, task in ours.itertasks()} == {i: task.state for i, task in theirs.itertasks()}
-    assert {ours.tasks[calls[name]].state for name in ("miss", "hit", "shown", "bypass", "retried")} == {"SUCCESS"}
+    assert {ours.tasks[calls[name]].state for name in RETURNED} == {"SUCCESS"}
 
 
 def test_flower_s_filters_and_search_find_hits(watch: Watch, calls: dict[str, str]) -> None:
-    ids = {calls[name] for name in ("miss", "hit", "shown", "bypass", "retried")}
+    ids = {calls[name] for name in RETURNED}
     wait_until(lambda: calls["hit"] in watch.shown(search="kwargs:cache=hit"), TIMEOUT_S, "Flower's events")
     assert ids <= set(watch.shown(state="SUCCESS"))
     assert {calls["failed"]} == set(watch.shown(state="FAILURE"))
@@ -256,6 +258,12 @@ def request(number: int = 0, **more: Any) -> Any:
     return SimpleNamespace(**given | more)
 
 
+def tell_of(events: CallEvents, request: Any) -> None:
+    """Do what a hidden call does, and then Celery at the end of its task."""
+    events.note(request, info(), hidden=True)
+    events.ended(request, states.SUCCESS)
+
+
 def info(status: str = "hit") -> CallInfo:
     return CallInfo(status, "", "shout", "key")
 
@@ -267,7 +275,7 @@ def test_events_go_in_order_and_not_before_their_delay() -> None:
     events._delay_s = 0.3
     began_s = time.time()
     for number in range(50):
-        events.add(request(number), info(), hidden=True)
+        tell_of(events, request(number))
     wait_until(lambda: len(app.sent) == 50, TIMEOUT_S)
     assert [fields["uuid"] for _, _, fields in app.sent] == [f"id {number}" for number in range(50)]
     assert all(at_s - fields["timestamp"] >= 0.3 for at_s, _, fields in app.sent)
@@ -277,9 +285,43 @@ def test_events_go_in_order_and_not_before_their_delay() -> None:
 
 def test_calls_of_nobody_are_not_told_of() -> None:
     events = CallEvents(Dispatcher(), 1.0)
-    events.add(request(id=None), info(), hidden=True)
-    events.add(request(is_eager=True), info(), hidden=True)
-    events.add(request(retries=1), info(), hidden=True)
+    tell_of(events, request(id=None))
+    tell_of(events, request(is_eager=True))
+    tell_of(events, request(retries=1))
+    assert not events._waiting
+
+
+def test_nothing_is_told_before_its_task_has_ended() -> None:
+    events = CallEvents(Dispatcher(), 1.0)
+    events._attend = lambda: None  # type: ignore[method-assign]
+    slow = request()
+    events.note(slow, info(), hidden=True)
+    assert not events._waiting
+    began_s = time.time()
+    events.ended(slow, states.SUCCESS)
+    assert [told.at_s >= began_s for told in events._waiting] == [True]
+    events.ended(slow, states.SUCCESS)
+    assert len(events._waiting) == 1, "once"
+
+
+@pytest.mark.parametrize("state", [states.RETRY, "IGNORED", states.REJECTED, None])
+def test_a_task_that_has_not_ended_is_not_told_of(state: str | None) -> None:
+    events = CallEvents(Dispatcher(), 1.0)
+    one = request()
+    events.note(one, info(), hidden=True)
+    events.ended(one, state)
+    assert not events._waiting
+
+
+def test_a_task_that_its_handler_takes_down_is_not_told_of() -> None:
+    events = CallEvents(Dispatcher(), 1.0)
+    one = request()
+    events.note(one, info(), hidden=True)
+    with pytest.raises(SystemExit):
+        try:
+            raise SystemExit
+        finally:
+            events.ended(one, states.SUCCESS)  # as Celery sends its signal
     assert not events._waiting
 
 
@@ -287,7 +329,7 @@ def test_a_part_of_the_calls_is_told_of() -> None:
     events = CallEvents(Dispatcher(), 0.25)
     events._attend = lambda: None  # type: ignore[method-assign] # no thread: nothing goes
     for _ in range(4000):
-        events.add(request(), info(), hidden=True)
+        tell_of(events, request())
     assert 800 < len(events._waiting) < 1200
 
 
@@ -295,7 +337,7 @@ def test_what_waits_is_bounded() -> None:
     events = CallEvents(Dispatcher(), 1.0)
     events._attend = lambda: None  # type: ignore[method-assign]
     for number in range(MOST_WAITING + 10):
-        events.add(request(number), info(), hidden=True)
+        tell_of(events, request(number))
     assert len(events._waiting) == MOST_WAITING
     assert events._waiting[0].task_id == "id 10"
 
@@ -305,7 +347,7 @@ def test_a_process_that_ends_tells_at_once_or_not_at_all(tell: bool) -> None:
     app = Dispatcher()
     events = CallEvents(app, 1.0)
     for number in range(3):
-        events.add(request(number), info(), hidden=True)
+        tell_of(events, request(number))
     began_s = time.time()
     events.end(tell=tell)
     assert time.time() - began_s < DELAY_S / 2
@@ -321,11 +363,11 @@ def test_a_broker_that_is_away_is_warned_of_once_and_used_again(caplog: pytest.L
     events = CallEvents(app, 1.0)
     events._delay_s = 0.05
     for number in range(3):
-        events.add(request(number), info(), hidden=True)
+        tell_of(events, request(number))
         wait_until(lambda: not events._waiting, TIMEOUT_S)
         time.sleep(0.06)
     app.error = None
-    events.add(request(9), info(), hidden=True)
+    tell_of(events, request(9))
     wait_until(lambda: app.sent, TIMEOUT_S)
     assert [record.getMessage() for record in caplog.records] == ["aicache: events of calls are lost: ConnectionError"]
     events.end(tell=True)
@@ -338,7 +380,7 @@ def test_many_threads_lose_no_event() -> None:
 
     def add(first: int) -> None:
         for number in range(first, first + 500):
-            events.add(request(number), info(), hidden=True)
+            tell_of(events, request(number))
             if number % 50 == 0:
                 time.sleep(0.02)  # so that the thread falls asleep in between
 
@@ -357,9 +399,9 @@ def test_arguments_that_celery_shows_in_part_are_left_as_they_are(shown: str) ->
     assert "kwargs" not in fields_of(Told(0.0, "id", "w@h", "hit", "shout", shown))
 
 
-def test_a_task_s_own_argument_is_not_covered() -> None:
+def test_a_task_s_own_argument_does_not_cover_what_is_told() -> None:
     told = fields_of(Told(0.0, "id", "w@h", "hit", "shout", "{'cache': 'mine', 'size': 2}"))
-    assert told["kwargs"] == "{'cache': 'mine', 'operation': 'shout', 'size': 2}"
+    assert told["kwargs"] == "{'cache': 'hit', 'operation': 'shout', 'size': 2}"
 
 
 # The log.

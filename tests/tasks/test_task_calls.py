@@ -16,7 +16,9 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from aicache_tasks import CachedTask, CachePolicy, NotCached, SettingsError, annotate
+from aicache_tasks.mode import OFF
 from aicache_tasks.runtime import reset_runtime, runtime_of
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import free_port
 
@@ -433,6 +435,16 @@ def test_a_task_s_parameter_may_have_any_name(make: Make, name: str) -> None:
 
 def test_peek_of_a_call_that_cannot_be_keyed_is_none(make: Make) -> None:
     assert Body(make()).task.cache.peek(object()) is None
+
+
+def test_a_call_that_the_switch_stops_is_explained_by_the_switch_alone(make: Make) -> None:
+    cache = Body(make()).task.cache
+    cache.set("answer", "a")
+    cache.invalidate("a")
+    cache.plan.mode.switch(off=True, budget=Budget(1))
+    cache.plan.mode.note(OFF, 0.0)
+    assert cache.explain("a")[:2] == ("disabled", "")
+    assert not cache.set("answer", "a")
 
 
 def test_explain_says_that_a_policy_callable_raised_and_quotes_nothing(make: Make) -> None:
