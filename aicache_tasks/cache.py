@@ -258,14 +258,20 @@ class AIResponseCache:
         self.samples.acknowledge(call.budget)
 
     def store_now(self, call: Call, value: Any) -> None:
-        """Store *value* with no look-up before it: whatever was invalidated until now does not count."""
+        """Store *value* with no look-up before it: whatever was invalidated until now does not count.
+
+        Nothing is stored while the cache is switched off.
+        """
         try:
             self._lookup.prepare(call)
         except StoreError as error:
             call.held = error.reason, error.detail
         except Exception as error:  # noqa: BLE001 - a bug of ours must not fail a task
             self.parts.errors.caught(error, "prepare")
-        self.publish(call, value)
+        if call.status == "disabled":
+            self.skip(call, "disabled")
+        else:
+            self.publish(call, value)
 
     def entry(self, call: Call, hit: Hit) -> CacheEntry:
         """Return *hit* as people see it."""

@@ -81,10 +81,17 @@ class Lookup:
         return hit
 
     def prepare(self, call: Call) -> None:
-        """Fetch what a publish with no look-up before it needs: the tokens in force and the tombstone, if any."""
+        """Fetch what a publish with no look-up before it needs: the tokens in force and the tombstone, if any.
+
+        The call's status is ``disabled`` if the cache is switched off.
+        """
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
         call.asked_s = self._parts.mono_s()
-        data, *tokens = self._parts.store.read((call.key.redis_key, *token_keys), call.budget)
+        found = self._find(call, (call.key.redis_key, *token_keys), quiet=False)
+        if found is None:
+            self._switched_off(call)
+            return
+        data, *tokens = found
         call.seen = fence_of(data)
         call.tokens = self._tokens_for(call, token_keys, tokens)
 
@@ -105,8 +112,7 @@ class Lookup:
     def _from_store(self, call: Call, quiet: bool, *, last: bool = False) -> Hit | Miss:
         token_keys = self._parts.keys.token_keys(call.key.bucket, call.key.operation, call.tags)
         call.asked_s = self._parts.mono_s()
-        keys, is_due = (call.key.redis_key, *token_keys), call.asked_s >= self._mode.due_s
-        found = self._read_if_on(call, keys, quiet) if is_due else self._read(keys, call.budget)
+        found = self._find(call, (call.key.redis_key, *token_keys), quiet)
         if found is None:
             return self._switched_off(call)
         data, *tokens = found
@@ -123,6 +129,11 @@ class Lookup:
         if reason == "corrupt":
             self._remove(call, data)
         return self._missed(call, reason, token_keys, tokens)
+
+    def _find(self, call: Call, keys: Sequence[str], quiet: bool) -> list[bytes | None] | None:
+        """Return what lies under *keys*, None if the cache is off."""
+        is_due = call.asked_s >= self._mode.due_s
+        return self._read_if_on(call, keys, quiet) if is_due else self._read(keys, call.budget)
 
     def _read(self, keys: Sequence[str], budget: Budget) -> list[bytes | None]:
         outbox = self._parts.outbox

@@ -61,6 +61,8 @@ def _switch(app: Any, mode: str) -> Answer:
     if mode not in ("on", "off"):
         return {"error": "cache_mode takes on or off"}
     parts = runtime_of(app).cache.parts
+    if not parts.store.ships:
+        return {"error": "each process has a cache in its own memory, which cannot be switched from here"}
     try:
         parts.mode.switch(off=mode == "off", budget=Budget(SWITCH_S))
     except StoreError as error:

@@ -9,11 +9,12 @@ import pytest
 
 from aicache_tasks import MISS, AIResponseCache
 from aicache_tasks.errors import StoreUnavailable
+from aicache_tasks.mode import EVERY_S
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.testing import EmbeddedServer
-from tests.caches import ANSWER, STRICT, TEXT, Clock, gets, live_cache, looked_up, wound_cache
+from tests.caches import ANSWER, STRICT, TEXT, Clock, gets, live_cache, looked_up, sets, wound_cache
 
 
 class Watched(Clock):
@@ -45,6 +46,7 @@ def clock() -> Watched:
 def cache(clock: Watched) -> AIResponseCache:
     made = wound_cache(clock)
     made.cache_response(TEXT, "summarize", {}, ANSWER)
+    clock.wind(EVERY_S)  # the write has read the switch
     clock.reads.clear()
     return made
 
@@ -106,6 +108,19 @@ def test_the_facade_finds_nothing_while_it_is_off(cache: AIResponseCache, clock:
     switch(clock, off=False)
     clock.wind(1)
     assert cache.get_cached_response(TEXT, "summarize", {}) == ANSWER
+
+
+def test_the_facade_stores_nothing_while_it_is_off(cache: AIResponseCache, clock: Watched) -> None:
+    switch(clock, off=True)
+    for _ in range(2):
+        cache.cache_response("another text", "summarize", {}, ANSWER)
+    skipped = [m.additional_data for m in sets(cache)][-2:]
+    assert [(one["status"], one["reason"]) for one in skipped] == [("skipped", "disabled")] * 2
+    switch(clock, off=False)
+    clock.wind(1)
+    assert cache.lookup("another text", "summarize", {}) is MISS
+    cache.cache_response("another text", "summarize", {}, ANSWER)
+    assert cache.get_cached_response("another text", "summarize", {}) == ANSWER
 
 
 def test_an_operator_sees_what_is_there_while_it_is_off(cache: AIResponseCache, clock: Watched) -> None:

@@ -129,7 +129,7 @@ def test_workers_answer_with_the_reader_s_figures(site: Site) -> None:
 def test_policies_show_where_workers_differ_and_nothing_that_vary_holds(site: Site) -> None:
     one, two = (site.ask("cache_policy")[worker.hostname] for worker in site.workers)
     assert set(one["tasks"]) == {
-        f"{MODULE}.{name}" for name in ("shout", "opened", "figures", "again", "twice", "fails")
+        f"{MODULE}.{name}" for name in ("shout", "opened", "figures", "again", "twice", "slow_end", "fails")
     }
     mine, other = one["tasks"][f"{MODULE}.shout"], two["tasks"][f"{MODULE}.shout"]
     assert mine["vary"] != other["vary"]
@@ -282,7 +282,7 @@ def test_a_read_that_hangs_keeps_nobody_waiting_for_long_and_is_not_begun_twice(
 
 
 def test_a_worker_without_shared_timings_says_so(make: Callable[..., Celery]) -> None:
-    from aicache_tasks.remote import cache_flush_timings, cache_stats
+    from aicache_tasks.remote import cache_flush_timings, cache_mode, cache_stats
     from aicache_tasks.reports import inspect
 
     app = make()
@@ -290,6 +290,7 @@ def test_a_worker_without_shared_timings_says_so(make: Callable[..., Celery]) ->
     state = type("State", (), {"app": app, "hostname": "w@h"})
     assert "need a Redis or Valkey server" in cache_stats(state)["error"]
     assert "timings do not leave this worker" in cache_flush_timings(state)["error"]
+    assert "in its own memory" in cache_mode(state, mode="off")["error"]
     assert inspect.line(app) == {"timings": "stay in each process"}
     assert snapshot_of(app) is snapshot_of(app)
 
