@@ -228,6 +228,11 @@ class TestInvalidate:
         shown(shop.app, "invalidate", *arguments, "--yes", code=2)
         assert shop.shout.cache.peek(SECRET) is not None
 
+    @pytest.mark.parametrize("arguments", [("--tag", ""), ("--operation", ""), ("--pattern", ""), ("",)], ids=str)
+    def test_an_empty_name_does_nothing_and_says_so(self, shop: Shop, arguments: tuple[str, ...]) -> None:
+        assert "an empty name names nothing" in shown(shop.app, "invalidate", *arguments, "--yes", code=2)
+        assert shop.shout.cache.peek(SECRET) is not None
+
 
 class TestPurge:
     def test_it_counts_and_leaves_everything_first(self, shop: Shop) -> None:

@@ -79,6 +79,8 @@ def invalidate(
     asked = [what for what in (task, operation, tag, pattern, everything or None) if what is not None]
     if len(asked) != 1:
         raise Misused("say one of TASK, --operation, --tag, --pattern and --all")
+    if "" in asked:
+        raise Misused("an empty name names nothing: is a variable of your script empty?")
     if (args or kwargs) and task is None:
         raise Misused("--args and --kwargs are of a call: name its TASK")
     if task is not None:
