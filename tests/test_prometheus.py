@@ -29,7 +29,7 @@ from aicache_tasks.sketch import Distribution
 from aicache_tasks.summaries import Summaries
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import FaultProxy, dropped, eventually, free_port
-from tests.reported import HOSTILE, calls, count_up, look_up, make_app, reader_of, send
+from tests.reported import HOSTILE, calls, count_up, look_up, make_app, others, reader_of, send
 from tests.test_cli import CELERY, environ_of, path, run
 
 __all__ = ["path"]
@@ -108,6 +108,13 @@ class TestFigures:
         found = series(registry)
         assert of(found, "aicache_alert", alert="slow_operation", operation="shout") == 1
         assert abs(of(found, "aicache_rollup_asked_timestamp_seconds") - now_s) < 60
+
+    def test_a_cache_that_is_switched_off_is_shown_as_that(self, app: Celery) -> None:
+        registry, mode = registry_of(app), reader_of(app).summaries.parts.mode
+        for off in (False, True, False):
+            mode.switch(off=off, budget=Budget(5))
+            assert [of(series(registry), "aicache_switched_off")] == [float(off)]
+        assert ("aicache_switched_off", ()) in series(registry)
 
     def test_no_series_names_a_worker_or_a_key(self, app: Celery) -> None:
         count_up(app, calls(20, [time.time()], ["shout"]), "celery@secret-host")
@@ -246,6 +253,45 @@ class TestCountersNeverFall:
         count_up(app, calls(10, [time.time()], ["shout"]))
         assert of(series(registry), "aicache_lookups_total") == 10
 
+    @pytest.mark.parametrize(("step", "name"), [("set", "stores"), ("invalidate", "invalidations")])
+    def test_records_without_look_ups_that_were_lost_begin_anew(
+        self, app: Celery, client: Any, step: Any, name: str
+    ) -> None:
+        registry = registry_of(app)
+        count_up(app, others(10, time.time(), "shout", "ok", step=step))
+        assert of(series(registry), f"aicache_{name}_total") == 10
+        client.flushall()
+        count_up(app, others(3, time.time(), "shout", "ok", step=step))
+        assert of(series(registry), f"aicache_{name}_total") == 3
+        count_up(app, others(1, time.time(), "shout", "ok", step=step))
+        assert of(series(registry), f"aicache_{name}_total") == 4
+
+
+class TestManyOperations:
+    def test_only_the_first_have_histograms_and_keep_them(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(prometheus, "MOST_HISTOGRAMS", 2)
+        registry, now_s = registry_of(app), time.time()
+        count_up(app, [*calls(3, [now_s], ["busy"]), *calls(2, [now_s], ["calm"]), *calls(1, [now_s], ["idle"])])
+        before = counters(registry)
+        assert spread(before) == {"busy", "calm"}
+        count_up(app, [*calls(9, [now_s], ["idle"], seed=2), *calls(9, [now_s], ["new"], seed=3)])
+        after = counters(registry)
+        assert spread(after) == {"busy", "calm"}
+        assert all(after[key] >= value for key, value in before.items())
+        assert of(after, "aicache_lookups_total", operation="idle") == 10
+
+    def test_a_scrape_stays_small(self, app: Celery) -> None:
+        now_s = time.time()
+        count_up(app, [s for n in range(1000) for s in look_up(now_s, f"operation {n}", hit=True, took_ns=1000)])
+        found = counters(registry_of(app))
+        assert len(spread(found)) == prometheus.MOST_HISTOGRAMS
+        assert of(found, "aicache_lookups_total") == 1000
+
+
+def spread(found: Series) -> set[str]:
+    """Return the operations that have histograms."""
+    return {dict(labels)["operation"] for name, labels in found if name == "aicache_step_seconds_count"}
+
 
 class TestAServerThatIsAway:
     def test_one_that_refuses_gives_up_0_and_no_figures(self, refused_url: str) -> None:
@@ -255,7 +301,7 @@ class TestAServerThatIsAway:
 
     @pytest.fixture(autouse=True)
     def _gives_up_soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("aicache_tasks.summaries.ADMIN_BUDGET_S", 1.0)
+        monkeypatch.setattr("aicache_tasks.recordstore.ADMIN_BUDGET_S", 1.0)
 
     def test_one_that_is_frozen_holds_no_scrape_longer_than_the_limit(self, valkey: EmbeddedServer) -> None:
         with FaultProxy(valkey.port) as proxy:

@@ -10,7 +10,7 @@ records bound (1000 operations, 64 words), never a worker or a key.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -52,20 +52,20 @@ _SUMS: Final[Mapping[str, tuple[str, str, Callable[[SummaryRecord], float]]]] = 
 }
 
 
-def families(now: Now | None) -> Iterator[Metric]:
-    """Yield every family; of None only whether there are figures, which is not so."""
+def families(now: Now | None, spread: Container[str]) -> Iterator[Metric]:
+    """Yield every family, histograms of the operations in *spread*; of None only that there are no figures."""
     yield _gauge("aicache_up", "Whether the records could be read.", now is not None)
     yield _gauges("aicache_build_info", "Version of aicache-tasks that tells this.", ["version"], {(__version__,): 1})
     if now is not None:
         yield from _counters(now.live.totals.values())
-        yield from _histograms(now.live.totals.values())
+        yield from _histograms(record for name, record in now.live.totals.items() if name in spread)
         yield from _state(now)
         yield from _server(now.live.store)
 
 
 def nothing() -> Iterator[Metric]:
     """Yield every family without a sample, so that names can be told beforehand."""
-    yield from families(None)
+    yield from families(None, ())
     yield from _counters(())
     yield from _histograms(())
 
@@ -163,6 +163,7 @@ def under(spread: Distribution, bounds: Sequence[float]) -> list[int]:
 def _state(now: Now) -> Iterator[Metric]:
     live, backlog = now.live, now.live.backlog
     yield _gauge("aicache_read_timestamp_seconds", "When these figures were read.", live.at_s)
+    yield _gauge("aicache_switched_off", "Whether cache_mode has switched the cache off.", live.is_switched_off)
     yield _gauge("aicache_inbox_batches", "Batches of timings that wait for the roll-up.", backlog.entries)
     yield _gauge("aicache_inbox_bytes", "Size of what waits for the roll-up.", backlog.bytes)
     yield _gauge("aicache_inbox_age_seconds", "How long it has waited.", backlog.age_s)

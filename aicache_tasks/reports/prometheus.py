@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
@@ -26,6 +26,7 @@ from aicache_tasks.reports.families import families, nothing
 from aicache_tasks.reports.flower.snapshot import Now, now_of
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.runtime import runtime_of
+from aicache_tasks.summary import SummaryRecord
 
 LIMIT_S: Final = 0.2
 """How long a scrape may wait for the server. Flower's loop stands still meanwhile."""
@@ -37,7 +38,10 @@ READS: Final = 3
 """How often to read anew because roll-ups count all the while."""
 LOST: Final = 0.5
 """Part of the counts that must be left, else the records were lost."""
-COUNTED: Final = "aicache_lookups_total"
+COUNTED: Final = frozenset({"aicache_lookups_total", "aicache_stores_total", "aicache_invalidations_total"})
+"""What tells whether records were lost: some operations are only stored to, some only invalidated."""
+MOST_HISTOGRAMS: Final = 100
+"""Operations that have histograms, which are nearly all of a scrape: 17 kB for each."""
 _GROWING: Final = frozenset({"counter", "histogram"})
 
 Key = tuple[str, tuple[str, ...]]
@@ -81,6 +85,7 @@ class RecordsCollector(Collector):
         self._now: Now | None = None
         self._read_s: float | None = None
         self._floor = Floor()
+        self._spread: frozenset[str] = frozenset()
         self._said = ""
 
     def describe(self) -> Iterable[Metric]:
@@ -94,7 +99,10 @@ class RecordsCollector(Collector):
             reading.wait(self._limit_s)
         with self._lock:
             is_old = self._read_s is None or self._clock() - self._read_s > OLD_S
-            return list(self._floor.over(families(None if is_old else self._now)))
+            now = None if is_old else self._now
+            if now is not None:
+                self._spread = with_histograms(now.live.totals, self._spread, MOST_HISTOGRAMS)
+            return list(self._floor.over(families(now, self._spread)))
 
     def _begin(self) -> threading.Event | None:
         """Have a thread read, unless one does or what was read is fresh; return what tells when it is done."""
@@ -135,6 +143,19 @@ class RecordsCollector(Collector):
             log.warning("aicache: no metrics: %s", said)
 
 
+def with_histograms(totals: Mapping[str, SummaryRecord], before: Collection[str], most: int) -> frozenset[str]:
+    """Return the operations of *totals* to have histograms: those that had them *before*, so that none goes while
+    others come, and where there is room those with the most look-ups.
+
+    >>> totals = {name: SummaryRecord(name, "total", 0) for name in "abc"}
+    >>> sorted(with_histograms(totals, {"c", "gone"}, 2))
+    ['a', 'c']
+    """
+    kept = [name for name in totals if name in before]
+    others = sorted(totals.keys() - kept, key=lambda name: (-totals[name].lookups, name))
+    return frozenset([*kept, *others][:most])
+
+
 class Floor:
     """What counters do not fall under: the highest that was shown of each."""
 
@@ -147,7 +168,7 @@ class Floor:
         found = list(metrics)
         growing = [metric for metric in found if metric.type in _GROWING]
         if growing:
-            total = sum(sample.value for metric in growing for sample in metric.samples if sample.name == COUNTED)
+            total = sum(sample.value for metric in growing for sample in metric.samples if sample.name in COUNTED)
             if total < LOST * self._total:
                 self._shown.clear()
                 self._total = 0.0
