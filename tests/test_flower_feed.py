@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.registry import Collector
 
 from aicache_tasks.records import Sample
+from aicache_tasks.reports.flower import snapshot
 from aicache_tasks.reports.flower.feed import Feed
+from aicache_tasks.reports.flower.metrics import MetricsView
 from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked
 from aicache_tasks.reports.flower.states import ADVICE
 from aicache_tasks.runtime import runtime_of
@@ -174,6 +179,46 @@ class TestStates:
         own_server.resume()
         feed.close()
 
+    def test_waiting_behind_other_viewers_is_not_said_of_the_server(
+        self, app: Celery, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        feed, goes, at_last = Feed(limit_s=1.0, clock=clock), threading.Event(), threading.Event()
+        second = threading.Event()
+        count_up(app, calls(20, [time.time()], ["shout"]))
+        sound = read(feed, app)
+        feed.forget()
+        document = snapshot.document
+
+        def slowly(reader: Any, asked: Asked, now: Any) -> dict[str, Any]:
+            if asked.span == "1h":
+                assert goes.wait(20)
+                clock.now_s += 0.7
+            else:
+                second.set()
+                assert at_last.wait(20)
+            return document(reader, asked, now)
+
+        monkeypatch.setattr(snapshot, "document", slowly)
+
+        async def viewers() -> list[dict[str, Any]]:
+            first = asyncio.create_task(feed.document(app, Asked("1h")))
+            await asyncio.sleep(0)
+            waiting = [asyncio.create_task(feed.document(app, asked)) for asked in (DAY, Asked(ALL_TIME))]
+            await asyncio.sleep(0)
+            goes.set()
+            assert await asyncio.to_thread(second.wait, 20)
+            return await asyncio.gather(first, *waiting)
+
+        try:
+            first, kept, none = asyncio.run(viewers())
+        finally:
+            at_last.set()
+            feed.close()
+        assert first["state"] == "ok"
+        assert (kept["state"], kept["total"], kept["at_s"]) == ("busy", sound["total"], sound["at_s"])
+        assert (none["state"], "total" in none) == ("busy", False)
+        assert "server" not in none["advice"]["title"]
+
     def test_figures_from_before_stay_while_the_server_is_away_and_it_is_asked_once_for_all(
         self, feed: Feed, clock: Clock, own_server: EmbeddedServer
     ) -> None:
@@ -230,3 +275,39 @@ def test_the_slowest_and_the_most_saving_operations_are_ranked(feed: Feed, app: 
     assert ranked["saved"][:2] == ["busy", "idle"]
     assert ranked["slow"][0] == "slow"
     assert ranked["cost"][0] == "busy"
+
+
+class Stuck(Collector):
+    """Waits, as for a server that hangs."""
+
+    def __init__(self) -> None:
+        self.asked, self.goes_on = 0, threading.Event()
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        self.asked += 1
+        assert self.goes_on.wait(20)
+        yield Metric("stuck", "A server that hangs.", "gauge")
+
+
+def test_scrapes_at_once_wait_for_one_answer() -> None:
+    stuck = Stuck()
+    REGISTRY.register(stuck)
+
+    async def scrapes() -> list[bytes]:
+        waiting = [asyncio.create_task(MetricsView.text()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # one whose client went away does not take the others' answer with it
+        stuck.goes_on.set()
+        return await asyncio.gather(*waiting[1:])
+
+    try:
+        texts = asyncio.run(scrapes())
+        assert (stuck.asked, texts[0] is texts[1], b"# TYPE stuck gauge" in texts[0]) == (1, True, True)
+        asyncio.run(MetricsView.text())
+        assert stuck.asked == 2
+    finally:
+        stuck.goes_on.set()
+        REGISTRY.unregister(stuck)

@@ -31,7 +31,7 @@ FRESH_S: Final = 3.0
 TIMES_AS_LONG: Final = 10
 """Reading takes one part in so many of a core's time at most."""
 MOST_DOCUMENTS: Final = 64
-FAULTS: Final = frozenset({"down", "slow", "misconfigured", "absent"})
+FAULTS: Final = frozenset({"down", "slow", "busy", "misconfigured", "absent"})
 """States without figures of their own."""
 
 Document = dict[str, Any]
@@ -62,6 +62,7 @@ class Feed:
         self._sound: dict[Asked, Document] = {}
         self._fault: _Read | None = None
         self._now: tuple[Now, float] | None = None
+        self._began = 0.0
 
     async def document(self, app: Any, asked: Asked) -> Document:
         """Return what *asked* is for; where that cannot be had, the last that could, and why in ``state``."""
@@ -86,17 +87,22 @@ class Feed:
         if future is None or future.done():
             _make_room(self._pending)
             future = self._pending[asked] = self._thread.submit(self._ask, app, asked)
+        waits_since = self._clock()
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._limit_s)
         except TimeoutError:
-            return _Read(_fault("slow") | _whereabouts(app), 0.0)
+            return _Read(_fault(self._why(waits_since)) | _whereabouts(app), 0.0)
+
+    def _why(self, waits_since: float) -> str:
+        """Say why a viewer waited in vain: one read took nearly all the time, or several did, each its part."""
+        return "slow" if self._began < waits_since + self._limit_s / 2 else "busy"
 
     # In the thread.
 
     def _ask(self, app: Any, asked: Asked) -> _Read:
         if self._fault is not None and self._clock() < self._fault.until:
             return self._fault  # a server that is away is asked once for all documents
-        began = self._clock()
+        began = self._began = self._clock()
         document = self._document(app, asked)
         read = _Read(document, self._good_until(began))
         for documents in (self._read, self._sound):

@@ -65,6 +65,11 @@ ADVICE: Final[Mapping[str, Advice]] = {
             "Tasks spend no more than their budget on it and then go on without the cache.",
         ),
     ),
+    "busy": Advice(
+        "Flower reads for other viewers first",
+        "Figures of many spans and operations are asked for at once. The page goes on asking.",
+        ("Nothing is to be done; with fewer open pages, or pages that show the same, figures come sooner.",),
+    ),
     "absent": Advice(
         "This application has no cache",
         "Flower was started for an application that has not called `install`.",

@@ -93,14 +93,16 @@ function advise(advice, state) {
   byId("aic-advice-todo").replaceChildren(...advice.todo.map((line) => h("li", null, prose(line))));
 }
 
-const fault = (state) => ["down", "slow", "misconfigured", "absent"].includes(state);
+const fault = (state) => ["down", "slow", "busy", "misconfigured", "absent"].includes(state);
 
 function notes() {
   const lines = (shown.alerts || []).map((alert) => h("li", { class: alert.level === "critical" ? "aic-problem" : "aic-warning" },
     h("strong", null, alert.level), " ", alert.alert.replaceAll("_", " "), alert.operation ? [" of ", name(alert.label)] : "",
     `: ${measured(alert.value, alert.unit)}, threshold ${measured(alert.threshold, alert.unit)}, since ${alert.since.slice(0, 16).replace("T", " ")} UTC`));
   if (shown.total) lines.push(...troubles(shown.total.counts));
-  if (shown.switched_off) lines.push(h("li", { class: "aic-warning" }, prose("The cache is switched off for this process: `aicache_disabled`.")));
+  if (shown.switched_off) lines.push(h("li", { class: "aic-warning" }, prose(shown.switched_off_by === "cache_mode"
+    ? "The cache is switched off for all, and every call runs its body: `cache_mode off`. `celery -A app control cache_mode on` switches it on."
+    : "The cache is switched off for this process: `aicache_disabled`.")));
   if (shown.samples === "off") lines.push(h("li", { class: "aic-warning" }, prose("Tasks add nothing to these figures: `aicache_samples` is off.")));
   if (shown.rollup?.late && shown.state === "ok") lines.push(h("li", { class: "aic-info" }, shown.rollup.asked_s_ago === null
     ? "Nobody has asked for a roll-up yet: is beat running?" : `The last roll-up was asked for ${seconds(shown.rollup.asked_s_ago)} ago: is beat running?`));
