@@ -48,7 +48,7 @@ def _nothing_waits_at_the_end() -> Iterator[None]:
 
 
 def forget_samples() -> None:
-    """Drop what waits in this process: caches of earlier tests would send it to a server that a later test has emptied."""
+    """Drop what waits here: caches of earlier tests would send it to a server that a later test has emptied."""
     for outbox in list(background._OUTBOXES):
         outbox.after_fork()
 
