@@ -79,6 +79,14 @@ class Mode:
         """
         return self._store.read((self.key(0),), budget)[0]
 
+    def seems_off(self, budget: Budget) -> bool:
+        """Return whether the switch is off now, for who shows it; False if that cannot be read."""
+        try:
+            return self.read(budget) == OFF
+        except StoreError as error:
+            log.debug("aicache: cannot read the switch: %s", error.detail)
+            return False
+
     def switch(self, *, off: bool, budget: Budget) -> None:
         """Ask all processes for it; each does it at its next call, at most a second later.
 

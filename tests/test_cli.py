@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from aicache_tasks.reports.cli import aicache
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.spans import Span
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests.reported import HOSTILE, calls, count_up, gets, make_app, others, reader_of, send
 
@@ -235,6 +236,18 @@ class TestShown:
         assert re.search(r"1 batch \(.*\).* waiting for the roll-up, counted above", text)
         assert re.search(r"^celery@a\\x1b", text, re.MULTILINE)
         assert "is beat running?" in text
+
+    def test_stats_says_that_the_cache_is_switched_off(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        mode = reader_of(app).summaries.parts.mode
+        for samples in ([], calls(3, [time.time()], ["shout"])):
+            count_up(app, samples)
+            mode.switch(off=True, budget=Budget(5))
+            assert "switched off by cache_mode" in shown(app, "stats", code=0 if samples else 3)
+            assert read(app, "stats")["switched_off"] is True
+            mode.switch(off=False, budget=Budget(5))
+            assert "switched off" not in shown(app, "stats", code=0 if samples else 3)
+            assert read(app, "stats")["switched_off"] is False
 
     def test_a_span_says_what_it_covers(self, shop: Shop) -> None:
         text = shown(shop.app, "summaries", "--since", "2026-01-01T10:20", "--until", "2026-01-01T11:50", code=3)

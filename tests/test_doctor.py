@@ -19,6 +19,7 @@ from aicache_tasks.reports import doctor
 from aicache_tasks.reports.doctor import CHECKS, Case, Check, Finding, application, records, server, stability, workers
 from aicache_tasks.reports.doctor.case import Replies, _answered, said_by, without_login
 from aicache_tasks.runtime import reset_runtime
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests import doctor_app, reported
 from tests.cluster.nodes import WorkerProcess
@@ -365,6 +366,14 @@ class TestTheApplication:
         add(app)
         finding = one(app, application.switches)
         assert (finding.level, next(iter(setting)) in finding.what) == ("warn", True)
+
+    def test_a_cache_that_was_switched_off_for_all(self, app: Celery) -> None:
+        add(app)
+        reader_of(app).summaries.parts.mode.switch(off=True, budget=Budget(5))
+        finding = one(app, application.switches)
+        assert (finding.level, "cache_mode" in finding.what, "cache_mode on" in finding.fix) == ("warn", True, True)
+        reader_of(app).summaries.parts.mode.switch(off=False, budget=Budget(5))
+        assert one(app, application.switches).level == "ok"
 
     def test_a_model_that_the_key_ignores(self, app: Celery) -> None:
         add(app, ignore=("model",))

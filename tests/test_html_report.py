@@ -18,6 +18,7 @@ from aicache_tasks.beat import roll_up
 from aicache_tasks.reports.html import TAB, in_script
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.spans import Span
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests.reported import HOSTILE, calls, count_up, look_up, make_app, reader_of, send
 from tests.test_cli import run
@@ -186,3 +187,16 @@ def test_a_server_that_is_away_is_exit_code_1_and_no_file(refused_url: str, tmp_
 def test_it_can_go_to_stdout(app: Celery) -> None:
     count_up(app, calls(20, [time.time()], ["shout"]))
     assert Page(run(app, "report", "--html", "-").stdout).document["total"]["hits"] > 0
+
+
+@pytest.mark.parametrize(
+    ("by", "setting"), [("cache_mode", {}), ("aicache_disabled", {"aicache_disabled": True}), (None, {})]
+)
+def test_a_cache_that_is_switched_off_is_shown_as_that(
+    valkey: EmbeddedServer, tmp_path: Path, by: str | None, setting: dict[str, Any]
+) -> None:
+    app = make_app(valkey.url, **setting)
+    count_up(app, calls(3, [time.time()], ["shout"]))
+    reader_of(app).summaries.parts.mode.switch(off=by == "cache_mode", budget=Budget(5))
+    shown = written(app, tmp_path).document
+    assert (shown["switched_off"], shown["switched_off_by"]) == (by is not None, by)

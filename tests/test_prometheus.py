@@ -26,6 +26,7 @@ from aicache_tasks.reports.families import STEP_BOUNDS_S
 from aicache_tasks.reports.prometheus import RecordsCollector, register
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.sketch import Distribution
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.summaries import Summaries
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import FaultProxy, dropped, eventually, free_port

@@ -12,12 +12,13 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aicache_tasks.errors import SettingsError, StoreError
+from aicache_tasks.errors import SettingsError, StoreError, StoreUnavailable
 from aicache_tasks.records import Sample
 from aicache_tasks.reports import rows
 from aicache_tasks.reports.queries import Reader, compare, top, total_of
 from aicache_tasks.reports.spans import Cover, Span, cover, parse_moment, resolution_of, windows
 from aicache_tasks.rollup import WINDOWS_S, Keep
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.summary import SummaryRecord
 from aicache_tasks.testing import EmbeddedServer
 from tests.reported import calls, count_up, gets, make_app, reader_of, send
@@ -281,6 +282,24 @@ class TestLive:
         shown = live.workers
         reader_of(app).summaries.roll_up()
         assert shown == reader_of(app).live().workers, "the roll-up changes nothing of it"
+
+    def test_the_switch_is_shown_and_one_that_cannot_be_read_is_on(
+        self, valkey: EmbeddedServer, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reader = reader_of(make_app(valkey.url))
+        mode = reader.summaries.parts.mode
+        assert not reader.live().is_switched_off
+        mode.switch(off=True, budget=Budget(5))
+        assert reader.live().is_switched_off
+        client.delete(mode.key(0))
+        client.hset(mode.key(0), "another", "type")
+        assert not reader.live().is_switched_off
+
+        def refuse(budget: Budget) -> bytes | None:
+            raise StoreUnavailable("ConnectionError")
+
+        monkeypatch.setattr(mode, "read", refuse)
+        assert not reader.live().is_switched_off
 
     def test_a_roll_up_in_between_counts_no_worker_twice(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)

@@ -20,8 +20,6 @@ from aicache_tasks.alerts import AlertState, current
 from aicache_tasks.canonical import encode_parts
 from aicache_tasks.errors import AICacheError, SettingsError, StoreError
 from aicache_tasks.fingerprint import fingerprint
-from aicache_tasks.invalidation import ADMIN_BUDGET_S
-from aicache_tasks.mode import OFF
 from aicache_tasks.parts import Parts, steers
 from aicache_tasks.policy import CachePolicy, takes_arguments
 from aicache_tasks.reports.queries import Live, Reader, total_of
@@ -29,7 +27,6 @@ from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.wording import duration, iso, label, percent
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.settings import Settings
-from aicache_tasks.stores.base import Budget
 from aicache_tasks.summary import SummaryRecord
 
 SCHEMA: Final = 1
@@ -138,7 +135,8 @@ def _snapshot(app_of: Callable[[], Any]) -> Snapshot:
     def read() -> tuple[Live, list[AlertState], bool]:
         parts = runtime_of(app_of()).cache.parts
         reader = Reader(parts)
-        return reader.live(), current(reader.summaries), parts.mode.read(Budget(ADMIN_BUDGET_S)) == OFF
+        live = reader.live()
+        return live, current(reader.summaries), live.is_switched_off
 
     def caught(error: Exception) -> None:
         runtime_of(app_of()).cache.parts.errors.caught(error, "inspect")

@@ -83,6 +83,8 @@ class Live(NamedTuple):
     """None if its user may not ask."""
     is_exact: bool = True
     """False if roll-ups counted all the while: some of what waited may be in neither part of the totals."""
+    is_switched_off: bool = False
+    """Whether ``cache_mode`` has switched the cache off."""
 
 
 class Reader:
@@ -101,7 +103,7 @@ class Reader:
         self.now_s = now_s
         self.settings = settings = parts.settings
         self.keep = Keep(settings.keep_minutes_s, settings.keep_hours_s, settings.keep_days_s)
-        self._store = parts.store
+        self._store, self._mode = parts.store, parts.mode
 
     def merge(self, span: Span, operations: Iterable[str] | None = None) -> Merged:
         """Return the record of each operation over *span*, in as few reads as its cover has pieces.
@@ -170,6 +172,7 @@ class Reader:
             waiting,
             self.server(),
             is_exact,
+            self._mode.seems_off(Budget(ADMIN_BUDGET_S)),
         )
 
     def server(self) -> StoreInfo | None:

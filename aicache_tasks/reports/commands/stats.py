@@ -24,6 +24,7 @@ from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import StoreInfo
 from aicache_tasks.summary import SummaryRecord
 
+SWITCHED_OFF: Final = "the cache is switched off by cache_mode: every call runs its body"
 LATE_PERIODS: Final = 3
 """When nobody has asked for a roll-up in so many periods, beat is taken to be away."""
 
@@ -51,7 +52,10 @@ def stats(ctx: click.Context, as_json: bool) -> None:
     now = Now(reader.live(), current(reader.summaries), since_asked_s(reader.summaries))
     if as_json:
         echo_json(_as_json(now))
-    elif not now.live.totals:
+        return
+    if now.live.is_switched_off:
+        screen_of(ctx).line(SWITCHED_OFF, "warning")
+    if not now.live.totals:
         nothing_yet(ctx, reader)
     else:
         _show(screen_of(ctx), now, reader, place_of(ctx))
@@ -125,6 +129,7 @@ def _as_json(now: Now) -> dict[str, Any]:
             "undecodable": live.waiting.undecodable,
         },
         "set_aside": _set_aside(live),
+        "switched_off": live.is_switched_off,
         "rollup_asked_seconds_ago": now.asked_s,
         "store": store and store._asdict(),
         "alerts": [alert._asdict() | {"since": iso(alert.since)} for alert in now.alerts],

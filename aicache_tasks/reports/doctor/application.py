@@ -10,8 +10,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, Final
 
+from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.reports.doctor.case import Case, Finding
 from aicache_tasks.reports.wording import duration, label, plural
+from aicache_tasks.stores.base import Budget
 
 MODEL_WORDS: Final = ("model", "engine", "llm", "prompt_version", "system_prompt", "temperature", "deployment")
 """Parameters whose names hold one of these decide about the answer."""
@@ -28,13 +30,17 @@ LONGEST_LOCK_S: Final = 300.0
 def switches(case: Case) -> Iterator[Finding]:
     """Is it on?"""
     off = [name for name, is_off in _switches(case) if is_off]
+    is_off_for_all = not case.fault and case.parts.mode.seems_off(Budget(ADMIN_BUDGET_S))
+    if is_off_for_all:
+        fix = "Switch it on again: celery control cache_mode on."
+        yield Finding("switches", "warn", "cache_mode has switched the cache off: every call runs its body", fix)
     if off:
         fix = "Unset it where this is not meant."
         yield Finding("switches", "warn", f"switched off here: {', '.join(off)}", fix)
     elif not case.tasks:
         fix = "Give a task base=CachedTask and cache=CachePolicy(…)."
         yield Finding("switches", "warn", "no task has cache=", fix)
-    else:
+    elif not is_off_for_all:
         yield Finding("switches", "ok", f"{plural(len(case.tasks), 'task')} cached and timed")
 
 

@@ -210,9 +210,15 @@ def _now_json(now: Now, settings: Settings) -> dict[str, Any]:
             "asked_s_ago": now.asked_s,
             "late": _is_late(now.asked_s, settings),
         },
-        "switched_off": settings.disabled,
+        "switched_off": settings.disabled or live.is_switched_off,
+        "switched_off_by": _switched_off_by(live, settings),
         "samples": settings.samples,
     }
+
+
+def _switched_off_by(live: Live, settings: Settings) -> str | None:
+    """Return what people can undo."""
+    return "cache_mode" if live.is_switched_off else "aicache_disabled" if settings.disabled else None
 
 
 def _is_late(asked_s: float | None, settings: Settings) -> bool:
