@@ -46,7 +46,7 @@ class Call:
     set_status = set_reason = ""
     key_ns = get_ns = decode_ns = compute_ns = set_ns = 0
     raw_bytes = stored_bytes = 0
-    age_s = 0.0
+    age_ms = 0
     meta_bytes = b""  # of the entry that was hit
     asked_s = 0.0  # monotonic, before the tokens were read: until when L1 may trust them counts from here
     held: tuple[StoreReason, str] | None = None  # reason and detail of the fault that leaves no tokens
@@ -79,6 +79,11 @@ class Call:
         what = key.text_length, key.text_tier, raw, stored
         return Sample(at_s, key.operation, step, status, reason, duration_ns, *what, extra=extra)
 
+    @property
+    def age_s(self) -> float:
+        """How old the answer is, seconds; 0.0 of what is no hit."""
+        return self.age_ms / 1000
+
     def lookup_sample(self, at_s: float, extra: Mapping[str, Any] = NO_EXTRA) -> Sample:
         """Return the timing of the look-up, which bears those of its key and of decoding."""
         key = self.key
@@ -95,7 +100,7 @@ class Call:
             self.stored_bytes,
             self.key_ns,
             self.decode_ns,
-            int(self.age_s * 1000),
+            self.age_ms,
             self.meta_bytes,
             extra,
         )

@@ -180,9 +180,9 @@ class Lookup:
 
     def _accept(self, call: Call, opened: Opened, raw: bytes | None) -> Hit:
         now_ms = self._parts.now_ms()
-        age_s = max(now_ms - opened.created_ms, 0) / 1000
+        age_ms = max(now_ms - opened.created_ms, 0)
         limit = call.directives.max_age_s
-        if now_ms >= opened.expires_ms or (limit is not None and age_s > limit):
+        if now_ms >= opened.expires_ms or (limit is not None and age_ms > limit * 1000):
             raise _Rejected("expired")
         started = perf_counter_ns()
         raw = self._parts.codec.inflate(opened) if raw is None else raw
@@ -190,7 +190,7 @@ class Lookup:
         call.decode_ns = perf_counter_ns() - started
         if not is_valid(self._parts.errors, call, value):
             raise _Rejected("corrupt")
-        call.status, call.reason, call.age_s = "hit", "", age_s
+        call.status, call.reason, call.age_ms = "hit", "", age_ms
         call.raw_bytes, call.stored_bytes, call.meta_bytes = opened.raw_bytes, opened.stored_bytes, opened.meta_bytes
         return Hit(value, opened, raw)
 

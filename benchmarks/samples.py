@@ -86,7 +86,7 @@ def _hit(record: Callable[[Sample], None]) -> Callable[[], None]:
     extra: dict[str, Any] = {"cache_tier": "redis", "populated_memory_cache": False}
     call = Call(CacheKeyGenerator().make(_run.PROMPT, "summarize", _run.OPTIONS), (), Rules(3600.0), Budget(5.0))
     call.status, call.meta_bytes = "hit", META
-    call.get_ns, call.key_ns, call.decode_ns, call.age_s = 40_123, 12_034, 5_077, 61.0
+    call.get_ns, call.key_ns, call.decode_ns, call.age_ms = 40_123, 12_034, 5_077, 61_000
     call.raw_bytes, call.stored_bytes = 4_100, 2_000
     return lambda: record(call.lookup_sample(wall_ms() / 1000, extra))
 

@@ -84,34 +84,40 @@ class CachePerformanceMonitor:
 
     def record(self, sample: Sample) -> None:
         """Take one sample. O(1), about a microsecond at most; nothing is removed by age here."""
-        step = sample.step
+        if sample.step != "get":
+            self._record_step(sample)
+            return
+        status, key_ns = sample.status, sample.key_ns
+        with self._lock:  # in one piece: this is what a hit pays for
+            self._operations.append(sample)
+            self.total_operations += 1
+            if status in HIT_STATUSES:
+                self.cache_hits += 1
+            elif status == "miss":
+                self.cache_misses += 1
+            if key_ns:
+                self._keys.append(sample)
+            if sample.decode_ns:
+                self._decodes.append(sample)
+        if sample.duration_ns > self.cache_operation_threshold * 1e9:
+            self._slow_operation.warn(sample, self.cache_operation_threshold, self._clock())
+        if key_ns > self.key_generation_threshold * 1e9:
+            self._watch(sample._replace(step="key", duration_ns=key_ns))
+
+    def _record_step(self, sample: Sample) -> None:
+        """Take a sample that is no look-up's. A slow log handler holds up no other thread: it is called last."""
         with self._lock:
-            window = self._windows.get(step)
+            window = self._windows.get(sample.step)
             if window is not None:
                 window.append(sample)
             else:
                 self._operations.append(sample)
                 self.total_operations += 1
-                if step == "get":
-                    self._count_lookup(sample)
-        # Outside the lock, so that a slow log handler holds up no other thread.
-        if window is None:
-            if sample.duration_ns > self.cache_operation_threshold * 1e9:
-                self._slow_operation.warn(sample, self.cache_operation_threshold, self._clock())
-            if sample.key_ns > self.key_generation_threshold * 1e9:
-                self._watch(sample._replace(step="key", duration_ns=sample.key_ns))
-        elif step in _WATCHED:
-            self._watch(sample)
-
-    def _count_lookup(self, sample: Sample) -> None:
-        if sample.status in HIT_STATUSES:
-            self.cache_hits += 1
-        elif sample.status == "miss":
-            self.cache_misses += 1
-        if sample.key_ns:
-            self._windows["key"].append(sample)
-        if sample.decode_ns:
-            self._windows["decode"].append(sample)
+        if window is not None:
+            if sample.step in _WATCHED:
+                self._watch(sample)
+        elif sample.duration_ns > self.cache_operation_threshold * 1e9:
+            self._slow_operation.warn(sample, self.cache_operation_threshold, self._clock())
 
     def _watch(self, sample: Sample) -> None:
         if sample.step == "invalidate":
@@ -365,6 +371,7 @@ class CachePerformanceMonitor:
     def _start(self) -> None:
         self._operations = self._window()
         self._windows = {step: self._window() for step in _OWN_WINDOWS}
+        self._keys, self._decodes = self._windows["key"], self._windows["decode"]
         self.cache_hits = self.cache_misses = self.total_operations = 0
         self.total_invalidations = self.total_keys_invalidated = 0
         self._slow_key, self._slow_operation = SlowAlert("key generation"), SlowAlert("cache operation")
