@@ -185,6 +185,45 @@ def line_in_flower(watch: Watch) -> bool:
     return "hits" in workers.get(watch.worker.hostname, {}).get("stats", {}).get("aicache", {})
 
 
+@pytest.mark.soak
+def test_no_state_changes_while_a_result_waits_for_its_backend_nor_where_a_task_is_terminated_as_it_ends() -> None:
+    with EmbeddedServer() as queue, EmbeddedServer() as backend, EmbeddedServer() as cache:
+        worker = WorkerProcess(MODULE, queue.url, backend.url, cache.url, extra_args=["-E"], name="late").start()
+        app = LoneCelery("caller", broker=queue.url, backend=backend.url, set_as_current=False)
+        try:
+            worker.ready()
+            with watching(app) as events:
+
+                def types(task_id: str) -> list[str]:
+                    return [event["type"] for event in list(events) if event.get("uuid") == task_id]
+
+                def sent_and_started(name: str) -> str:
+                    task_id = str(app.send_task(f"{MODULE}.{name}", ("text",)).id)
+                    wait_until(lambda: "task-started" in types(task_id), TIMEOUT_S)
+                    return task_id
+
+                app.send_task(f"{MODULE}.shout", ("warm",)).get(timeout=TIMEOUT_S)
+                backend.pause()
+                try:
+                    kept = sent_and_started("shout")
+                    time.sleep(DELAY_S + 1.5)
+                    assert types(kept)[-1] == "task-started"
+                finally:
+                    backend.resume()
+                wait_until(lambda: len(types(kept)) == 4, TIMEOUT_S)
+                assert types(kept)[-2:] == ["task-succeeded", "task-cache-miss"]
+                gone = sent_and_started("slow_end")
+                time.sleep(0.5)  # the body has returned
+                app.control.revoke(gone, terminate=True)
+                time.sleep(DELAY_S + 1.5)
+                assert types(gone)[-1] == "task-revoked"
+                assert not any(map(OURS.match, types(gone)))
+        finally:
+            backend.resume()
+            worker.close()
+            end(app)
+
+
 # What a monitor makes of an event, whatever state it has for the task.
 
 ENDS = {"succeeded": states.SUCCESS, "failed": states.FAILURE}
