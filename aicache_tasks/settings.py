@@ -132,7 +132,7 @@ class Settings:
         checks.choice("batched", "durable", "off"),
         "How timings reach the records: `batched`; `durable`, each call's before it returns; `off`, not at all.",
     )
-    ship_every: int = _setting(64, checks.whole(1, 256), "Timings that make a batch due.")
+    ship_every: int = _setting(128, checks.whole(1, 256), "Timings that make a batch due.")
     ship_after_s: float = _setting(1.0, checks.duration, "Age of a timing that makes its batch due.")
     buffer_samples: int = _setting(
         10_000,

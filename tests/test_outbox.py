@@ -77,15 +77,15 @@ def box(valkey: EmbeddedServer) -> Iterator[Callable[..., Box]]:
 class TestRiding:
     def test_a_batch_rides_on_the_look_up_after_the_sample_that_makes_it_due(self, box: Any, client: Any) -> None:
         one = box()
-        one.add(*range(63))
+        one.add(*range(127))
         one.read()
         assert batches(client) == []
-        one.add(63)
+        one.add(127)
         one.read()
         (batch,) = batches(client)
         assert (batch.number, batch.origin, batch.last, batch.lost) == (1, "worker@here", False, 0)
-        assert [row[5] for row in batch.rows] == list(range(64))
-        assert (one.outbox.waiting, one.outbox.shipped) == (0, 64)
+        assert [row[5] for row in batch.rows] == list(range(128))
+        assert (one.outbox.waiting, one.outbox.shipped) == (0, 128)
 
     def test_the_look_up_has_its_values_and_takes_one_round_trip(self, box: Any, client: Any) -> None:
         client.mset(dict.fromkeys(KEYS, b"v"))
@@ -295,14 +295,14 @@ class TestFaults:
         one = box(aicache_ship_after_s=0.5, aicache_inbox_bytes=2**20)
         client.rpush(INBOX, b"another's")
         client.hset(STATE, "bytes", 2**20)
-        one.add(*range(70))
+        one.add(*range(140))
         one.read()
-        assert (one.outbox.refused, one.outbox.waiting, client.llen(INBOX)) == (1, 70, 1)
+        assert (one.outbox.refused, one.outbox.waiting, client.llen(INBOX)) == (1, 140, 1)
         for _ in range(200):
             one.read()
         assert one.outbox.refused <= 2  # not with every look-up
         client.delete(INBOX)
-        eventually(lambda: counted(batches(client)) == list(range(70)))
+        eventually(lambda: counted(batches(client)) == list(range(140)))
         said = [record.getMessage() for record in caplog.records]
         assert [text.partition(": ")[0] for text in said] == ["aicache.samples"] * 2
         assert "the inbox is full" in said[0]

@@ -21,7 +21,7 @@ from tests.inbox import batches, rows
 FEW, MANY = 12, 60
 ONLY_AT_THE_END = {"AICACHE_SHIP_EVERY": "256", "AICACHE_SHIP_AFTER_S": "600"}
 """No look-up carries and no thread sends: what arrives was sent by an exit hook."""
-SHIP_EVERY = 64
+SHIP_EVERY = 128
 A_CALL = 3
 """Samples of a call that misses: look-up, body, store."""
 POOLS = ("prefork", "threads", "solo", "gevent", "eventlet")
