@@ -42,9 +42,10 @@ def _warnings_are_logged() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_waits_at_the_end() -> Iterator[None]:
-    """Samples for servers that are gone would be warned of after pytest's last line."""
+    """Servers that are gone would be warned of after pytest's last line."""
     yield
     forget_samples()
+    logging.getLogger("aicache_tasks").setLevel(logging.CRITICAL + 1)
 
 
 def forget_samples() -> None:
