@@ -104,7 +104,7 @@ def _add_run(of: Sums, run: Sums) -> None:
     counts["key", "success", ""] += 1
     timed["get"] += _ns(run["get_ms"])
     if status == "hit":
-        of["ages"]["ms"] += int(run["age_s"] * 1000)
+        of["ages"]["ms"] += round(run["age_s"] * 1000)
         counts["decode", "success", ""] += 1
         sizes["served"] += run["raw_bytes"]
         of["saved"].update(tokens=run["text_length"], micros=round(run["cost"] * MICROS))

@@ -62,6 +62,15 @@ class Site:
     def await_counted(self, hits: int, misses: int) -> None:
         wait_until(lambda: self.counted() == (hits, misses, misses), what=f"{hits} hits and {misses} misses")
 
+    def await_waiting(self, lookups: int) -> None:
+        """Return when that many look-ups wait in the inbox, and the stores that they led to."""
+
+        def waits() -> bool:
+            would = self.summaries.preview().totals.get("echo")
+            return would is not None and would.lookups == lookups and would.of("set", "success") == would.misses
+
+        wait_until(waits, what=f"{lookups} look-ups in the inbox")
+
     def close(self) -> None:
         for process in self.processes:
             process.close()
@@ -124,10 +133,12 @@ def settled(site: Site, seconds: float = 2.5) -> None:
 def test_a_roll_up_that_is_sent_again_and_again_counts_nothing_twice(site: Site) -> None:
     site.worker().ready()
     site.call(texts(30))
+    site.await_waiting(30)
     results = [site.app.send_task(TASK) for _ in range(40)]
     wait_until(lambda: site.queue.client().llen("celery") == 0, what="an empty queue")
     site.await_counted(0, 30)
     site.call(texts(30))
+    site.await_waiting(30)
     for result in results:  # the same messages, as after a lost acknowledgement
         site.app.send_task(TASK, task_id=result.id)
     site.await_counted(30, 30)
