@@ -22,6 +22,11 @@ from aicache_tasks.stores.base import Budget
 FLUSH_S: Final = 0.5
 SWITCH_S: Final = 0.5
 Answer = dict[str, Any]
+_UNSURE: Final = (
+    "may have taken effect all the same, for some or all calls: the cache's server did not confirm it. See what "
+    "`mode` inspect cache_stats shows, and ask again until it is confirmed"
+)
+"""What a switch that nobody acknowledged is: a server may do late what it was asked in time."""
 
 
 def add_commands() -> None:
@@ -66,7 +71,7 @@ def _switch(app: Any, mode: str) -> Answer:
     try:
         parts.mode.switch(off=mode == "off", budget=Budget(SWITCH_S))
     except StoreError as error:
-        return {"error": f"the cache's server did not take all of it, try again: {error.detail}"}
+        return {"error": f"{error.detail}: {mode} {_UNSURE}"}
     return {"ok": f"{mode} requested: each process does it at its next call, {EVERY_S:g} s from now at the latest"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,8 +21,10 @@ from aicache_tasks.reports.inspect import LIMIT_S, Snapshot, snapshot_of
 from aicache_tasks.reports.queries import Reader, total_of
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.runtime import runtime_of
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import ROOT, WorkerProcess, wait_until
+from tests.faults import FaultProxy, healthy, send
 from tests.tasks.bench_tasks import LoneCelery
 from tests.tasks.conftest import Servers, end
 
@@ -293,6 +296,32 @@ def test_a_worker_without_shared_timings_says_so(make: Callable[..., Celery]) ->
     assert "in its own memory" in cache_mode(state, mode="off")["error"]
     assert inspect.line(app) == {"timings": "stay in each process"}
     assert snapshot_of(app) is snapshot_of(app)
+
+
+def test_a_switch_that_is_confirmed_too_late_is_said_to_be_unsure_and_was_thrown(
+    make: Callable[..., Celery], valkey: EmbeddedServer
+) -> None:
+    from aicache_tasks.remote import SWITCH_S, cache_mode, cache_stats
+
+    def late(proxy: FaultProxy, link: socket.socket, reply: bytes) -> bool:
+        proxy.wait(SWITCH_S + 0.2)
+        return send(link, reply)
+
+    with FaultProxy(valkey.port) as proxy:
+        slow, other = make(aicache_url=proxy.url), make(aicache_url=valkey.url)
+        state = type("State", (), {"app": slow, "hostname": "w@h"})
+        parts = runtime_of(slow).cache.parts
+        parts.mode.switch(off=False, budget=Budget(5))  # connected
+        proxy.fault = late
+        answer = cache_mode(state, mode="off")
+        assert "ok" not in answer
+        assert "off may have taken effect all the same" in answer["error"]
+        assert "inspect cache_stats" in answer["error"]
+        assert runtime_of(other).cache.parts.mode.read(Budget(5)) == b"off"
+        proxy.fault = healthy
+        assert cache_stats(state)["mode"] == "off", "what it says to look at shows it"
+        assert cache_mode(state, mode="on")["ok"].startswith("on requested")
+        assert runtime_of(other).cache.parts.mode.read(Budget(5)) == b"on"
 
 
 def test_a_vary_that_raises_or_asks_for_arguments_fails_no_answer(make: Callable[..., Celery]) -> None:
