@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from kombu.serialization import dumps, loads
 from aicache_tasks.binding import Bound, make_binder, make_mapper, option_defaults
 from aicache_tasks.cache import AIResponseCache
 from aicache_tasks.call import CURRENT, Call, Rules
-from aicache_tasks.calllog import CALLS, log_call
 from aicache_tasks.canonical import is_plain
 from aicache_tasks.directed import HEADER
 from aicache_tasks.errors import DirectiveError, KeyEncodingError, NotCached
@@ -31,8 +29,8 @@ from aicache_tasks.mode import Mode
 from aicache_tasks.parts import raise_what_steers, steers
 from aicache_tasks.policy import AUTO_VERSION, NO_DIRECTIVES, CachePolicy, Directives, directives_from
 from aicache_tasks.records import MISS, CacheEntry, CallInfo
-from aicache_tasks.redaction import hides_arguments
 from aicache_tasks.runtime import runtime_of
+from aicache_tasks.telling import Telling
 
 log = logging.getLogger("aicache_tasks")
 Body = Callable[..., Any]
@@ -81,7 +79,7 @@ class TaskCache:
     def __init__(self, task: Any) -> None:
         self._task, self._runtime = task, runtime_of(task.app)
         self._operation = self.policy.operation or task.name
-        self._last = threading.local()
+        self._telling = Telling(task, self._runtime)
         self._plan: _Plan | None = None
 
     # What operators and producers call.
@@ -95,7 +93,7 @@ class TaskCache:
     @property
     def last(self) -> CallInfo | None:
         """How this thread's last call of the task went, None before the first."""
-        return getattr(self._last, "info", None)
+        return self._telling.last
 
     # These speak of a call as a worker gets it, with its arguments as the serializer delivers them.
 
@@ -207,12 +205,11 @@ class TaskCache:
             return self._past("bypass", body, args, kwargs, directives, request)
         hit = plan.cache.find(call)
         info = call.info()
-        self._note(info, request)
+        self._telling.note(info, request)
         if plan.cache.samples.are_durable and (hit is not MISS or directives.only_if_cached):
             plan.cache.samples.acknowledge(call.budget)
         if hit is not MISS:
-            if self._runtime.events is not None or CALLS.isEnabledFor(logging.DEBUG):
-                self._tell(info, request)
+            self._telling.returned(info, request)
             return hit.value
         if call.status == "disabled":
             return self._past("disabled", body, args, kwargs, directives, request)
@@ -230,19 +227,19 @@ class TaskCache:
     ) -> Any:
         """Run the body with no look-up and no store."""
         info = CallInfo(status, "", self._operation, "")
-        self._note(info, request)
+        self._telling.note(info, request)
         self._refuse_to_compute(directives, info, request)
         try:
             value = body(*args, **kwargs)
         except BaseException:
-            log_call(info, self._task.name, request)
+            self._telling.raised(info, request)
             raise
-        self._tell(info, request)
+        self._telling.returned(info, request)
         return value
 
     def _refuse_to_compute(self, directives: Directives, info: CallInfo, request: Any) -> None:
         if directives.only_if_cached:
-            log_call(info, self._task.name, request)
+            self._telling.raised(info, request)
             raise NotCached(f"no entry for this call of {self._operation}")
 
     def _compute(
@@ -254,8 +251,9 @@ class TaskCache:
             value = body(*args, **kwargs)
         except BaseException:
             plan.cache.skip(call, "body_failed")
-            self._note(call.info(), request)
-            log_call(call.info(), self._task.name, request)
+            info = call.info()
+            self._telling.note(info, request)
+            self._telling.raised(info, request)
             plan.cache.samples.acknowledge(call.budget)
             raise
         finally:
@@ -263,21 +261,14 @@ class TaskCache:
         plan.cache.computed(call, perf_counter_ns() - started)
         plan.cache.publish(call, value)
         info = call.info()
-        self._note(info, request)
+        self._telling.note(info, request)
         plan.cache.samples.acknowledge(call.budget)
-        self._tell(info, request)
+        self._telling.returned(info, request)
         return value
 
     def retried(self) -> None:
         """Take note that the task is retried, whatever its body returns: its call is not over."""
-        self._last.retried = _attempt(self._task.request)
-
-    def _tell(self, info: CallInfo, request: Any) -> None:
-        """Tell logs and monitors of a call that has returned."""
-        log_call(info, self._task.name, request)
-        events = self._runtime.events
-        if events is not None and request is not None and _attempt(request) != getattr(self._last, "retried", None):
-            events.note(request, info, hidden=hides_arguments(self._task))
+        self._telling.retried()
 
     def _is_off(self, request: Any) -> bool:
         """Say whether the cache is switched off for the call; one that is off needs no server."""
@@ -300,14 +291,6 @@ class TaskCache:
                 raise
             plan.cache.bypassed(plan.operation, error)
             return None
-
-    def _note(self, info: CallInfo, request: Any) -> None:
-        self._last.info = info
-        if request is None:
-            return
-        request.aicache = info
-        if request.headers is None:  # else a nested request takes its attributes for headers, and a retry sends them
-            request.headers = {}
 
     # From arguments to a call.
 
@@ -371,10 +354,6 @@ class TaskCache:
             raise_what_steers(error, handled)
             return args, kwargs  # cannot be sent, so that no worker has another key for it
         return tuple(sent_args), sent_kwargs
-
-
-def _attempt(request: Any) -> tuple[Any, Any]:
-    return request.id, request.retries
 
 
 def _asked(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked:

@@ -1,0 +1,67 @@
+"""
+Tell of one task's calls: the task itself, the log, monitors.
+
+In: how a call went, and the request that it was made in.   Out: ``task.cache.last`` and ``request.aicache``; a record
+in the log (`calllog`); an event, once the task has ended (`events`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from aicache_tasks.calllog import CALLS, log_call
+from aicache_tasks.records import CallInfo
+from aicache_tasks.redaction import hides_arguments
+
+if TYPE_CHECKING:
+    from aicache_tasks.runtime import Runtime
+
+
+class Telling:
+    """Tells of the calls of one task.
+
+    Args:
+        task: a `CachedTask` with a policy.
+        runtime: of its application; knows whether events are sent.
+    """
+
+    def __init__(self, task: Any, runtime: Runtime) -> None:
+        self._task, self._runtime = task, runtime
+        self._last = threading.local()
+
+    @property
+    def last(self) -> CallInfo | None:
+        """How this thread's last call of the task went, None before the first."""
+        return getattr(self._last, "info", None)
+
+    def note(self, info: CallInfo, request: Any) -> None:
+        """Say how the call goes, to its body and to who made it; *request* is None outside of a worker."""
+        self._last.info = info
+        if request is None:
+            return
+        request.aicache = info
+        if request.headers is None:  # else a nested request takes its attributes for headers, and a retry sends them
+            request.headers = {}
+
+    def returned(self, info: CallInfo, request: Any) -> None:
+        """Tell logs and monitors of a call that has returned."""
+        events = self._runtime.events
+        if events is None and not CALLS.isEnabledFor(logging.DEBUG):
+            return
+        log_call(info, self._task.name, request)
+        if events is not None and request is not None and _attempt(request) != getattr(self._last, "retried", None):
+            events.note(request, info, hidden=hides_arguments(self._task))
+
+    def raised(self, info: CallInfo, request: Any) -> None:
+        """Tell logs of a call that raises; monitors hear from Celery how its task went on."""
+        log_call(info, self._task.name, request)
+
+    def retried(self) -> None:
+        """Take note that the task is retried, whatever its body returns: its call is not over."""
+        self._last.retried = _attempt(self._task.request)
+
+
+def _attempt(request: Any) -> tuple[Any, Any]:
+    return request.id, request.retries
