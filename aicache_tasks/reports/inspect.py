@@ -3,8 +3,9 @@ What a worker answers when it is asked: figures and policies.
 
 In: its application.   Out: plain data, within half a second, whatever the cache's server does.
 
-A worker's loop waits for its answer, and a caller for a second. So a thread reads; whoever asks waits `LIMIT_S` for it
-at most, and gets what was read before where it takes longer. Nothing is read while nobody asks.
+A worker's loop waits for its answer, and a caller for a second. So threads read; whoever asks waits `LIMIT_S` for them
+at most, and gets figures from before where it takes longer. Whether the server answers is found out each time
+(`pulse`). Nothing is read while nobody asks.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from aicache_tasks.errors import AICacheError, SettingsError, StoreError
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.parts import Parts, steers
 from aicache_tasks.policy import CachePolicy, takes_arguments
+from aicache_tasks.reports.pulse import WAIT_S, Beat, Pulse, pulse_of
 from aicache_tasks.reports.queries import Live, Reader, total_of
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.wording import duration, iso, label, percent
-from aicache_tasks.runtime import runtime_of
+from aicache_tasks.runtime import cached_tasks, runtime_of
 from aicache_tasks.settings import Settings
 from aicache_tasks.summary import SummaryRecord
 
@@ -35,6 +37,10 @@ LIMIT_S: Final = 0.5
 """How long an answer waits for the thread."""
 FRESH_S: Final = 5.0
 """How long what was read is good for; ten times as long as reading took, if that is longer."""
+FAULT_FRESH_S: Final = 1.0
+"""The same where it could not be read."""
+MOST_KNOWN: Final = 50
+"""Operations that are named to who asks for one that is not known."""
 MOST_OPERATIONS: Final = 200
 """Operations that are listed: those with the most look-ups."""
 _TIMES_AS_LONG: Final = 10
@@ -89,7 +95,10 @@ class Snapshot:
 
     def _is_fresh(self) -> bool:
         seen = self._seen
-        return seen is not None and self.age_s(seen) < max(FRESH_S, _TIMES_AS_LONG * seen.took_s)
+        if seen is None:
+            return False
+        good_s = FAULT_FRESH_S if seen.fault else max(FRESH_S, _TIMES_AS_LONG * seen.took_s)
+        return self.age_s(seen) < good_s
 
     def _begin(self) -> None:
         with self._lock:
@@ -123,12 +132,26 @@ class Snapshot:
 
 
 _SNAPSHOTS: Final[weakref.WeakKeyDictionary[Any, Snapshot]] = weakref.WeakKeyDictionary()
+_PULSES: Final[weakref.WeakKeyDictionary[Any, Pulse]] = weakref.WeakKeyDictionary()
 
 
 def snapshot_of(app: Any) -> Snapshot:
     """Return the snapshot of *app* in this process, made when first asked for."""
     found = _SNAPSHOTS.get(app)
     return found if found is not None else _SNAPSHOTS.setdefault(app, _snapshot(weakref.ref(app)))
+
+
+def _now(app: Any) -> tuple[Seen | None, Beat]:
+    """Return the figures of now or before, and whether the server answers; in `LIMIT_S` at most."""
+    pulse = _PULSES.get(app)
+    if pulse is None:
+        app_of = weakref.ref(app)
+        pulse = _PULSES.setdefault(app, pulse_of(lambda: runtime_of(app_of()).cache.parts))
+    began_s = time.monotonic()
+    pulse.begin()  # both are asked at once
+    seen = snapshot_of(app).get()
+    left_s = LIMIT_S - (time.monotonic() - began_s)
+    return seen, pulse.get(max(min(left_s, WAIT_S), 0.0))
 
 
 def _snapshot(app_of: Callable[[], Any]) -> Snapshot:
@@ -159,10 +182,9 @@ def cache_stats(app: Any, worker: str, operation: str | None = None) -> dict[str
         worker: its node name.
         operation: only this one.
     """
-    snapshot = snapshot_of(app)
-    seen = snapshot.get()
+    seen, beat = _now(app)
     if seen is None or seen.live is None:
-        return {"error": seen.fault if seen is not None and seen.fault else _NOT_YET}
+        return {"error": _unread(seen, beat)}
     live, parts = seen.live, runtime_of(app).cache.parts
     answer: dict[str, Any] = {
         "schema": SCHEMA,
@@ -170,22 +192,37 @@ def cache_stats(app: Any, worker: str, operation: str | None = None) -> dict[str
         "at": iso(live.at_s),
         "age_s": round(max(time.time() - live.at_s, 0.0), 1),
         "exact": live.is_exact,
-        "mode": _mode(parts, seen),
-        "store": _store_state(parts, seen),
+        "mode": _mode(parts, seen, beat),
+        "store": _store_state(parts, seen, beat),
         "waiting": {"batches": live.backlog.entries, "age_s": round(live.backlog.age_s, 1)},
         "alerts": [alert._asdict() | {"operation": _name(alert.operation)} for alert in seen.alerts],
         "worker": _briefly(total_of(live.workers.get(worker, ()))),
     }
     if operation is not None:
-        return answer | {"operation": _name(operation), "total": _of_one(live, operation)}
+        return answer | {"operation": _name(operation)} | _of_one(app, live, operation)
     listed = sorted(live.totals.values(), key=lambda record: (-record.lookups, record.operation))[:MOST_OPERATIONS]
     operations = {_name(record.operation): _briefly(record) for record in listed}
     return answer | {"total": _briefly(total_of(live.totals.values())), "operations": operations}
 
 
-def _of_one(live: Live, operation: str) -> dict[str, Any] | None:
+def _unread(seen: Seen | None, beat: Beat) -> str:
+    """Say why there are no figures at all."""
+    if seen is not None and seen.fault:
+        return seen.fault
+    return f"{_NOT_YET} ({label(beat.fault, 200)})" if beat.fault else _NOT_YET
+
+
+def _of_one(app: Any, live: Live, operation: str) -> dict[str, Any]:
+    """Return the figures of *operation*; where there are none, why, and which operations there are."""
     record = live.totals.get(operation)
-    return None if record is None else figures_json(record)
+    if record is not None:
+        return {"total": figures_json(record)}
+    registered = {task.cache_policy.operation or task.name for task in cached_tasks(app)}
+    if operation in registered:
+        return {"total": None, "note": "nothing is recorded of this operation yet"}
+    known = sorted({*registered, *filter(None, live.totals)})
+    more = {"more": len(known) - MOST_KNOWN} if len(known) > MOST_KNOWN else {}
+    return {"total": None, "note": "no such operation is known", "known": [*map(_name, known[:MOST_KNOWN])]} | more
 
 
 def _name(operation: str) -> str:
@@ -197,15 +234,19 @@ def _briefly(record: SummaryRecord) -> dict[str, Any]:
     return {name: figures[name] for name in _BRIEFLY} | {"get_p95_ms": record.percentile_ms("get", 95)}
 
 
-def _store_state(parts: Parts, seen: Seen) -> str:
-    if seen.fault:
-        return f"down: {seen.fault}"
+def _store_state(parts: Parts, seen: Seen, beat: Beat) -> str:
+    """Say how the server is now: as it was just felt, then as it was when the figures were read."""
+    if fault := beat.fault or seen.fault:
+        return f"down: {label(fault, 200)}"
     states = {"reads": parts.store.reads.state, "writes": parts.store.writes.state}
-    return ", ".join(f"{name} {state}" for name, state in states.items() if state != "closed") or "ok"
+    stopped = [f"{name} stopped" for name, state in states.items() if state == "open"]
+    untried = [f"{name} to be tried again" for name, state in states.items() if state == "half-open"]
+    return ", ".join(stopped or ["ok", *untried])
 
 
-def _mode(parts: Parts, seen: Seen) -> str:
-    return "off" if seen.is_off or parts.settings.disabled else "on"
+def _mode(parts: Parts, seen: Seen, beat: Beat) -> str:
+    is_off = seen.is_off if beat.is_off is None else beat.is_off
+    return "off" if is_off or parts.settings.disabled else "on"
 
 
 def line(app: Any) -> dict[str, Any]:
@@ -213,9 +254,9 @@ def line(app: Any) -> dict[str, Any]:
     parts = runtime_of(app).cache.parts
     if parts.outbox is None:
         return {"timings": "stay in each process"}
-    seen = snapshot_of(app).get()
+    seen, beat = _now(app)
     if seen is None or seen.live is None:
-        return {"store": f"down: {seen.fault}" if seen is not None and seen.fault else _NOT_YET}
+        return {"store": f"down: {_unread(seen, beat)}"}
     total = total_of(seen.live.totals.values())
     p95_ms = total.percentile_ms("get", 95)
     return {
@@ -224,7 +265,8 @@ def line(app: Any) -> dict[str, Any]:
         "hit rate": percent(total.hit_rate),
         "get p95": duration(None if p95_ms is None else p95_ms * 1e6),
         "waiting": seen.live.backlog.entries,
-        "store": _store_state(parts, seen) + (", switched off" if _mode(parts, seen) == "off" else ""),
+        "store": _store_state(parts, seen, beat) + (", switched off" if _mode(parts, seen, beat) == "off" else ""),
+        "read": f"{max(time.time() - seen.live.at_s, 0.0):.0f} s ago",
     }
 
 

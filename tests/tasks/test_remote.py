@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,11 +18,14 @@ from celery import Celery
 from aicache_tasks import CachedTask, CachePolicy, install
 from aicache_tasks.errors import StoreUnavailable
 from aicache_tasks.mode import EVERY_S
+from aicache_tasks.recordstore import Backlog
 from aicache_tasks.reports.inspect import LIMIT_S, Snapshot, snapshot_of
-from aicache_tasks.reports.queries import Reader, total_of
+from aicache_tasks.reports.pulse import Beat, Pulse
+from aicache_tasks.reports.queries import Live, Reader, total_of
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.stores.base import Budget
+from aicache_tasks.summaries import RolledUp
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import ROOT, WorkerProcess, wait_until
 from tests.faults import FaultProxy, healthy, send
@@ -126,14 +130,17 @@ def test_workers_answer_with_the_reader_s_figures(site: Site) -> None:
         assert answer["operation"] == "figures"
         assert answer["total"] == json.loads(json.dumps(figures_json(asked.live().totals["figures"])))
     for answer in site.ask("cache_stats", operation="nobody's").values():
-        assert answer["total"] is None
+        assert (answer["total"], answer["note"]) == (None, "no such operation is known")
+        assert {"figures", "shout", "slow end"} <= set(answer["known"]), "what has a policy or a record"
+    for answer in site.ask("cache_stats", operation="slow end").values():
+        assert (answer["total"], answer["note"]) == (None, "nothing is recorded of this operation yet")
 
 
 def test_policies_show_where_workers_differ_and_nothing_that_vary_holds(site: Site) -> None:
     one, two = (site.ask("cache_policy")[worker.hostname] for worker in site.workers)
-    assert set(one["tasks"]) == {
-        f"{MODULE}.{name}" for name in ("shout", "opened", "figures", "again", "twice", "slow_end", "fails")
-    }
+    cached = {f"{MODULE}.{name}" for name in ("shout", "opened", "figures", "again", "twice", "slow_end", "fails")}
+    assert set(one["tasks"]) >= cached
+    assert f"{MODULE}.plain" not in one["tasks"], "it has no policy"
     mine, other = one["tasks"][f"{MODULE}.shout"], two["tasks"][f"{MODULE}.shout"]
     assert mine["vary"] != other["vary"]
     assert len(mine["vary"]) == 32
@@ -160,10 +167,11 @@ def test_the_stats_of_a_worker_have_one_short_flat_line(site: Site) -> None:
     counted(site, 1)
     wait_until(lambda: "hits" in line_of(site), TIMEOUT_S, "figures")
     shown = line_of(site)
-    assert list(shown) == ["hits", "misses", "hit rate", "get p95", "waiting", "store"]
+    assert list(shown) == ["hits", "misses", "hit rate", "get p95", "waiting", "store", "read"]
     assert not any(isinstance(value, (dict, list)) for value in shown.values())
     assert shown["store"] == "ok"
-    assert len(repr(shown)) < 130
+    assert re.fullmatch(r"\d s ago", shown["read"])
+    assert len(repr(shown)) < 150
 
 
 def line_of(site: Site) -> dict[str, Any]:
@@ -193,6 +201,56 @@ def test_the_cache_of_all_workers_is_switched_off_and_on(site: Site) -> None:
     assert [site.call("opened", "switch") for _ in range(6)] == ["switch"] * 6
     wait_until(lambda: looked_up("hit") == hits + 6, TIMEOUT_S, "the timings")
     assert {answer["error"] for answer in site.ask("cache_mode", mode="of").values()} == {"cache_mode takes on or off"}
+
+
+def test_a_server_that_froze_since_shows_at_the_next_question(make: Callable[..., Celery]) -> None:
+    from aicache_tasks.remote import cache_stats
+    from aicache_tasks.reports import inspect
+
+    with EmbeddedServer() as own:
+        app = make(aicache_url=own.url)
+        state = type("State", (), {"app": app, "hostname": "w@h"})
+        wait_until(lambda: cache_stats(state).get("store") == "ok", TIMEOUT_S)
+        own.pause()  # SIGSTOP
+        frozen_s, shown = time.monotonic(), ["ok"]
+        try:
+            while shown[-1] == "ok":
+                began_s = time.monotonic()
+                shown += [cache_stats(state)["store"]]
+                assert time.monotonic() - began_s < LIMIT_S + 0.1
+                assert time.monotonic() - frozen_s < 2, shown
+            assert shown[-1].startswith("down: ")
+            assert inspect.line(app)["store"].startswith("down: ")
+            assert "hits" in inspect.line(app), "figures from before, with when they were read"
+        finally:
+            own.resume()
+        wait_until(lambda: cache_stats(state)["store"].startswith("ok"), 5)
+
+
+def test_many_operations_are_not_all_named_to_who_misspells_one(make: Callable[..., Celery]) -> None:
+    from aicache_tasks.reports import inspect
+
+    app = make()
+    for number in range(inspect.MOST_KNOWN + 3):
+        app.task(base=CachedTask, cache=CachePolicy(operation=f"op {number:02}"), name=f"t{number}")(body)
+    answer = inspect._of_one(app, Live(0.0, {}, {}, Backlog(0, 0, 0.0), RolledUp(), None), "op 7")
+    assert len(answer["known"]) == inspect.MOST_KNOWN
+    assert answer["more"] >= 3
+
+
+def test_a_pulse_is_felt_once_for_all_who_ask_within_a_second() -> None:
+    asked: list[int] = []
+    now_s = [0.0]
+
+    def feel() -> bool:
+        asked.append(1)
+        return False
+
+    pulse = Pulse(feel, lambda: now_s[0])
+    for at_s, times in ((0.0, 1), (0.9, 1), (1.1, 2)):
+        now_s[0] = at_s
+        assert pulse.get(TIMEOUT_S) == Beat("", False)
+        assert len(asked) == times
 
 
 @pytest.mark.soak
