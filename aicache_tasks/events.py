@@ -8,6 +8,9 @@ A monitor takes an event that it does not know for the state of the task, unless
 is told of a call that raised, and of others only when their task has ended: after its result is stored and its handlers
 have run, which may take as long as they like. The delay is for the worker to say so. The event says how it went in
 ``kwargs``, which monitors show and search, and in ``cache`` and ``operation``; a thread sends it.
+
+A monitor that was not told of the end takes the event for the state all the same: one that started in those two
+seconds, or whose worker was too busy to tell. A Flower with the tab does not (``reports/flower/taskstate.py``).
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ class Told(NamedTuple):
     operation: str
     shown: str | None
     """The keyword arguments as Celery shows them, None where they are hidden."""
+    task: str = ""
+    """The task's name."""
 
 
 class CallEvents:
@@ -85,7 +90,8 @@ class CallEvents:
         if request.retries and not request.eta:  # its worker may say that it succeeded before that it was retried
             return
         shown = None if hidden else request.kwargsrepr or ""
-        vars(request)[_NOTED] = Told(0.0, request.id, request.hostname or "", info.status, info.operation, shown)
+        name = getattr(request, "task", None) or ""
+        vars(request)[_NOTED] = Told(0.0, request.id, request.hostname or "", info.status, info.operation, shown, name)
 
     def ended(self, request: Any, state: str | None) -> None:
         """Tell of the call of a task that has ended in *state*, if one was noted. O(1), sends nothing, raises nothing.
@@ -184,10 +190,11 @@ def fields_of(told: Told) -> dict[str, Any]:
     An argument that has the name of one of ours is not shown: monitors are searched for ours.
     """
     said = {"cache": told.status, "operation": told.operation}
+    fields = said | ({"name": told.task} if told.task else {})
     if told.shown is None:
-        return said | {"kwargs": repr(said | {"arguments": REDACTED})}
+        return fields | {"kwargs": repr(said | {"arguments": REDACTED})}
     shown = _mapping(told.shown)
-    return said if shown is None else said | {"kwargs": repr(said | shown | said)}
+    return fields if shown is None else fields | {"kwargs": repr(said | shown | said)}
 
 
 def _mapping(shown: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -72,6 +73,13 @@ class SlowEnd(CachedTask):
 @app.task(base=SlowEnd, cache=CachePolicy(operation="slow end"), shared=False)
 def slow_end(text: str) -> str:
     return text
+
+
+@app.task(base=CachedTask, cache=CachePolicy(operation="gated"), shared=False)
+def gated(gate: str) -> str:
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    return gate
 
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="fails"), shared=False)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
@@ -15,16 +20,19 @@ import pytest
 from celery import Celery, states
 from celery.events.event import Event
 from celery.events.state import State
+from flower.events import EventsState
 
 from aicache_tasks import CachedTask, CachePolicy
 from aicache_tasks.calllog import CALLS
 from aicache_tasks.events import DELAY_S, MOST_WAITING, CallEvents, Told, fields_of, type_of
 from aicache_tasks.records import CallInfo
 from aicache_tasks.redaction import REDACTED
+from aicache_tasks.reports.flower import taskstate
+from aicache_tasks.reports.flower.taskstate import guarded
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import WorkerProcess, wait_until
-from tests.flower_process import FlowerProcess, running
+from tests.flower_process import FlowerProcess, conf_of_the_package, running
 from tests.tasks.bench_tasks import LoneCelery
 from tests.tasks.conftest import end
 from tests.tasks.test_redaction import watching
@@ -36,18 +44,25 @@ RETURNED = ("miss", "hit", "shown", "bypass", "slow", "retried")
 
 
 class Watch(NamedTuple):
-    """A worker that sends events, a Flower, and every event since the start."""
+    """A worker that sends events, a Flower, one with the tab that started later, and every event since the start."""
 
     app: Celery
     worker: WorkerProcess
     flower: FlowerProcess
+    tab: FlowerProcess
     events: list[dict[str, Any]]
+    unknown: str
+    """The call that ended just before the Flower with the tab was there."""
 
     def call(self, name: str, *args: Any, headers: Any = None, **kwargs: Any) -> str:
         """Call a task, wait for its end, and return its id."""
-        result = self.app.send_task(f"{MODULE}.{name}", args, kwargs, headers=headers)
+        result = self.send(name, *args, headers=headers, **kwargs)
         result.get(timeout=TIMEOUT_S, propagate=False)
         return str(result.id)
+
+    def send(self, name: str, *args: Any, headers: Any = None, **kwargs: Any) -> Any:
+        """Call a task and return its result."""
+        return self.app.send_task(f"{MODULE}.{name}", args, kwargs, headers=headers)
 
     def of(self, task_id: str) -> list[str]:
         return [event["type"] for event in list(self.events) if event.get("uuid") == task_id]
@@ -58,48 +73,122 @@ class Watch(NamedTuple):
         event: dict[str, Any] = wait_until(found, TIMEOUT_S, f"what is told of {task_id}: {self.of(task_id)}")[0]
         return event
 
-    def shown(self, **asked: str) -> dict[str, dict[str, Any]]:
-        """Return the tasks that Flower shows, by id."""
-        found: dict[str, dict[str, Any]] = self.flower.get(f"/api/tasks?{urlencode(asked)}").json
+    def shown(self, flower: FlowerProcess | None = None, **asked: str) -> dict[str, dict[str, Any]]:
+        """Return the tasks that a Flower shows, by id."""
+        found: dict[str, dict[str, Any]] = (flower or self.flower).get(f"/api/tasks?{urlencode(asked)}").json
         return found
+
+    def counted(self, kind: str, task: str = "shout", flower: FlowerProcess | None = None) -> float:
+        """Return how many events of a task a Flower has counted."""
+        found = re.findall(
+            rf'^flower_events_total{{task="{MODULE}.{task}",type="{kind}",worker="{self.worker.hostname}"}} (.*)$',
+            (flower or self.flower).get("/metrics").text,
+            re.MULTILINE,
+        )
+        return float(found[0]) if found else 0.0
 
 
 @pytest.fixture(scope="module")
 def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     folder = tmp_path_factory.mktemp("events")
     (folder / "flowerconfig.py").write_text("")
-    with EmbeddedServer() as queue, EmbeddedServer() as cache:
+    with EmbeddedServer() as queue, EmbeddedServer() as cache, queue.client() as client:
         urls = {"CELERY_BROKER_URL": queue.url, "CELERY_RESULT_BACKEND": queue.url, "AICACHE_URL": cache.url}
-        environ = urls | {"FLOWER_UNAUTHENTICATED_API": "true"}
-        flower = FlowerProcess(folder, folder / "flowerconfig.py", environ=environ, app=MODULE)
+        start = partial(FlowerProcess, folder, environ=urls | {"FLOWER_UNAUTHENTICATED_API": "true"}, app=MODULE)
+        flower = start(folder / "flowerconfig.py")
         worker = WorkerProcess(MODULE, *urls.values(), extra_args=["-E"], name="told").start()
         app = LoneCelery("caller", broker=queue.url, backend=queue.url, set_as_current=False)
         try:
             with watching(app) as events, running(flower):
                 worker.ready()
-                yield Watch(app, worker, flower, events)
+                wait_until(lambda: client.scard("_kombu.binding.celeryev") == 2, TIMEOUT_S, "the receivers of events")
+                while True:  # on a busy machine it may be too late once
+                    ended = app.send_task(f"{MODULE}.shout", ("before Flower",))
+                    ended.get(timeout=TIMEOUT_S)
+                    with running(tab := start(conf_of_the_package())):
+                        made = Watch(app, worker, flower, tab, events, ended.id)
+                        wait_until(partial(is_watching, made), TIMEOUT_S, "its receiver")
+                        if made.of(ended.id)[-1:] == ["task-succeeded"]:
+                            yield made
+                            break
         finally:
             worker.close()
             end(app)
 
 
+def is_watching(watch: Watch) -> bool:
+    """Say whether the Flower with the tab gets events by now."""
+    known = watch.call("plain", "text")
+    wait_until(lambda: known in watch.shown(), TIMEOUT_S, "the other Flower's events")
+    return known in watch.shown(watch.tab)
+
+
 @pytest.fixture(scope="module")
-def calls(watch: Watch) -> dict[str, str]:
+def calls(watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Call tasks that end in each way; return their ids once all is told."""
-    made = {"miss": watch.call("shout", "text"), "hit": watch.call("shout", "text")}
+    slow = watch.send("slow_end", "text")
+    made = {"slow": slow.id, "late": late(watch, tmp_path_factory.mktemp("gate") / "open")}
+    made |= {"miss": watch.call("shout", "text"), "hit": watch.call("shout", "text")}
     made["shown"] = watch.call("opened", "text", size=2)
     made["bypass"] = watch.call("shout", "text", headers={"aicache_directives": {"bypass": True}})
-    made |= {"retried": watch.call("again", "text"), "failed": watch.call("fails", "text")}
-    again = {f"retried {number}": watch.call("again", f"text {number}") for number in range(4)}
-    made |= again
-    made["at once"] = watch.call("again", "text", countdown=0)
-    made |= {"slow": watch.call("slow_end", "text")}
-    made |= {"twice": watch.call("twice", "text"), "plain": watch.call("plain", "text")}
+    again = {f"retried {number}": watch.send("again", f"text {number}") for number in range(4)}
+    sent = again | {"retried": watch.send("again", "text"), "at once": watch.send("again", "text", countdown=0)}
+    sent |= {name: watch.send(task, "text") for name, task in (("failed", "fails"), ("twice", "twice"), ("plain",) * 2)}
+    for result in (slow, *sent.values()):
+        result.get(timeout=TIMEOUT_S, propagate=False)
+    made |= {name: str(result.id) for name, result in sent.items()}
     for name in (*RETURNED, *again):  # retries run in either of two processes
         watch.told(made[name])
     last = watch.call("shout", "the last one")
     watch.told(last)
     return made
+
+
+def late(watch: Watch, gate: Path) -> str:
+    """Call a task whose worker is held up as it ends, until more than what is told of the call has come."""
+    task_id = str(watch.send("gated", str(gate)).id)
+    wait_until(lambda: "task-started" in watch.of(task_id), TIMEOUT_S, "the start")
+    os.kill(watch.worker.pid, signal.SIGSTOP)
+    try:
+        gate.touch()
+        watch.told(task_id)
+        count = partial(watch.counted, "task-cache-miss", "gated")
+        wait_until(lambda: count() == count(flower=watch.tab) == 1, TIMEOUT_S, "both Flowers")
+        states_shown = [watch.shown(flower)[task_id]["state"] for flower in (watch.flower, watch.tab)]
+    finally:
+        os.kill(watch.worker.pid, signal.SIGCONT)
+    assert watch.of(task_id)[-1] == "task-cache-miss"
+    assert states_shown == ["CACHE-MISS", "STARTED"], "the tab keeps it until the end is told"
+    wait_until(lambda: "task-succeeded" in watch.of(task_id), TIMEOUT_S, "the end")
+    return task_id
+
+
+def test_a_flower_with_the_tab_shows_no_call_before_its_task_s_end_is_told(watch: Watch, calls: dict[str, str]) -> None:
+    """The wrong state of one without, see `late`, is mended by the end."""
+    for flower in (watch.flower, watch.tab):
+        wait_until(
+            lambda flower=flower: calls["late"] in watch.shown(flower, search="kwargs:cache=miss", state="SUCCESS"),
+            TIMEOUT_S,
+            "the end",
+        )
+        assert watch.counted("task-cache-miss", "gated", flower) == 1
+        assert calls["hit"] in watch.shown(flower, search="kwargs:cache=hit", state="SUCCESS")
+
+
+def test_a_flower_with_the_tab_that_starts_after_a_task_s_end_counts_what_is_told_of_it_and_shows_no_task(
+    watch: Watch, calls: dict[str, str]
+) -> None:
+    assert watch.told(watch.unknown)["name"] == f"{MODULE}.shout"
+    kinds = ("task-cache-miss", "task-cache-hit", "task-cache-bypass")
+    wait_until(
+        lambda: [watch.counted(kind, flower=watch.tab) for kind in kinds] == [watch.counted(kind) for kind in kinds],
+        TIMEOUT_S,
+        "both Flowers' counts",
+    )
+    shown = watch.shown(watch.tab)
+    assert watch.unknown not in shown
+    assert calls["miss"] in shown
+    assert {task["state"] for task in shown.values()} <= {"SUCCESS", "FAILURE", "RETRY"}
 
 
 def test_a_call_is_told_of_once_after_its_task_has_ended(watch: Watch, calls: dict[str, str]) -> None:
@@ -137,7 +226,7 @@ def test_no_task_has_another_state_or_order_for_its_events(watch: Watch, calls: 
         ours.event(dict(event))
         if not OURS.match(event["type"]):
             theirs.event(dict(event))
-        shown = [task.state for _, task in ours.itertasks()]
+        shown = [task.state for task_id, task in ours.itertasks() if task_id != calls["late"]]
         assert not any("CACHE" in state for state in shown), watch.of(event["uuid"])
     assert {i: task.state for i, task in ours.itertasks()} == {i: task.state for i, task in theirs.itertasks()}
     assert {ours.tasks[calls[name]].state for name in RETURNED} == {"SUCCESS"}
@@ -159,18 +248,9 @@ def test_flower_s_filters_and_search_find_hits(watch: Watch, calls: dict[str, st
 
 
 def test_flower_counts_hits_and_misses(watch: Watch, calls: dict[str, str]) -> None:
-
-    def counted(kind: str, task: str = "shout") -> float:
-        found = re.findall(
-            rf'^flower_events_total{{task="{MODULE}.{task}",type="{kind}",worker="{watch.worker.hostname}"}} (.*)$',
-            watch.flower.get("/metrics").text,
-            re.MULTILINE,
-        )
-        return float(found[0]) if found else 0.0
-
-    wait_until(lambda: counted("task-cache-miss") == 2, TIMEOUT_S, "Flower's events")
-    assert (counted("task-cache-hit"), counted("task-cache-bypass")) == (1, 1)
-    assert counted("task-succeeded") == 4
+    wait_until(lambda: watch.counted("task-cache-miss") == 3, TIMEOUT_S, "Flower's events")
+    assert (watch.counted("task-cache-hit"), watch.counted("task-cache-bypass")) == (1, 1)
+    assert watch.counted("task-succeeded") == 5
 
 
 def test_flower_s_page_of_a_worker_has_the_cache_s_line(watch: Watch, calls: dict[str, str]) -> None:
@@ -256,6 +336,71 @@ def test_an_event_that_comes_too_soon_is_mended_by_the_next(before: str) -> None
     state.event(sent("task-cache-hit", 1, timestamp=101.0))
     state.event(sent("task-succeeded", 2, timestamp=102.0))
     assert state.tasks["id"].state == states.SUCCESS
+
+
+def test_what_is_told_of_a_task_that_a_monitor_does_not_know_is_taken_for_its_state() -> None:
+    """What `aicache_tasks.reports.flower.taskstate` is for."""
+    state = State()
+    state.event(sent("task-cache-hit", 1, timestamp=101.0))
+    assert state.tasks["id"].state == "CACHE-HIT"
+
+
+# What the tab's Flower makes of it.
+
+
+class Shown:
+    """Flower's state with the guard of the tab."""
+
+    def __init__(self) -> None:
+        class Guarded(EventsState):  # type: ignore[misc]
+            pass
+
+        self.kept: OrderedDict[str, Any] = OrderedDict()
+        Guarded.event = guarded(EventsState.event, self.kept)
+        self.state, self._clock = Guarded(max_tasks_in_memory=100), 0
+
+    def gets(self, kind: str, task_id: str = "id", **more: Any) -> str | None:
+        """Take an event; return the task's state."""
+        self._clock += 1
+        self.state.event(sent(kind, self._clock, timestamp=100.0 + self._clock, **more) | {"uuid": task_id})
+        task = self.state.tasks.get(task_id)
+        return None if task is None else task.state
+
+    def counted(self, kind: str) -> int:
+        return int(self.state.counter["w@h"][kind])
+
+
+TOLD = {"kwargs": "{'cache': 'hit'}", "cache": "hit", "name": "shout"}
+
+
+@pytest.mark.parametrize("before", [(), ("received",), ("received", "started"), ("received", "started", "retried")])
+@pytest.mark.parametrize(("end", "state"), ENDS.items())
+def test_the_tab_s_flower_keeps_what_is_told_until_the_task_has_ended(
+    before: tuple[str, ...], end: str, state: str
+) -> None:
+    shown = Shown()
+    known = [shown.gets(f"task-{kind}", name="shout", kwargs=REDACTED) for kind in before]
+    assert shown.gets("task-cache-hit", **TOLD) == (known[-1] if known else None)
+    assert shown.counted("task-cache-hit") == 1
+    assert shown.gets(f"task-{end}", name="shout") == state
+    assert shown.state.tasks["id"].kwargs == TOLD["kwargs"]
+    assert shown.counted("task-cache-hit") == 1
+    assert not shown.kept
+
+
+def test_the_tab_s_flower_shows_nothing_of_a_task_that_was_revoked() -> None:
+    shown = Shown()
+    shown.gets("task-revoked", name="shout")
+    assert shown.gets("task-cache-hit", **TOLD) == states.REVOKED
+
+
+def test_what_the_tab_s_flower_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taskstate, "MOST_KEPT", 3)
+    shown = Shown()
+    for number in range(5):
+        shown.gets("task-cache-hit", f"id {number}", **TOLD)
+    assert list(shown.kept) == ["id 2", "id 3", "id 4"]
+    assert not shown.state.tasks
 
 
 # The thread.

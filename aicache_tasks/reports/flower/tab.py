@@ -4,7 +4,7 @@ Puts the tab into Flower 2.2.
 In: Flower's modules.   Out: their list of handlers and their template loader, with the tab in both.
 
 Flower has no plug-ins. What is used of its insides: `flower.urls.handlers` and `settings`, which the command reads
-after the configuration file ran, its handlers, and the text of ``navbar.html``.
+after the configuration file ran, its handlers, the text of ``navbar.html``, and its state of tasks (``taskstate``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tornado.web import url
 
 from aicache_tasks.reports.flower.feed import Feed
 from aicache_tasks.reports.flower.metrics import MetricsView
+from aicache_tasks.reports.flower.taskstate import keep_states
 from aicache_tasks.reports.flower.view import ApiView, AssetView, CsvView, DataView, InvalidateView, PageView
 
 HERE: Final = Path(__file__).resolve().parent
@@ -38,6 +39,7 @@ def add_tab(*, allow_invalidation: bool) -> None:
     """Add page, data and link to Flower; see `aicache_tasks.reports.flower.install_tab`."""
     if any(getattr(handler, "name", None) == "aicache" for handler in handlers):
         return
+    keep_states()
     tab = {"feed": Feed(), "allow_invalidation": allow_invalidation}
     handlers.insert(0, url(r"/metrics", MetricsView))  # before Flower's own
     # Flower's last handler answers 404 to everything.
