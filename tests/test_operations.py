@@ -15,8 +15,13 @@ from workers.engines.base import (
     EngineError,
     EngineRequest,
     FailedReply,
+    RateLimited,
     RefusedReply,
+    RejectedRequest,
+    TimedOut,
     TruncatedReply,
+    Unavailable,
+    UnknownModel,
     UnparsableReply,
 )
 from workers.operations import (
@@ -220,7 +225,20 @@ class TestReplies:
         assert answered("summarize", "The mill closed.") == answered("summarize", "The mill closed.")
 
 
-ERRORS = (EngineError, EmptyReply, FailedReply, RefusedReply, TruncatedReply, UnparsableReply, InputError)
+ERRORS = (
+    EngineError,
+    EmptyReply,
+    FailedReply,
+    RateLimited,
+    RefusedReply,
+    RejectedRequest,
+    TimedOut,
+    TruncatedReply,
+    Unavailable,
+    UnknownModel,
+    UnparsableReply,
+    InputError,
+)
 
 
 @pytest.mark.parametrize("kind", ERRORS)

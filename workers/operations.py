@@ -77,6 +77,20 @@ _TASKS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+_SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "sentiment": {
+            "type": "object",
+            "properties": {
+                "sentiment": {"type": "string", "enum": list(SENTIMENTS)},
+                "confidence": {"type": "number"},
+                "explanation": {"type": "string"},
+            },
+            "required": ["sentiment", "confidence", "explanation"],
+            "additionalProperties": False,
+        }
+    }
+)
 _REFUSAL: Final = re.compile(
     r"\W*(?:i[’']?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately|as an ai)\b[^.]{0,80}?"
     r"\bi(?:[’']m| am)? ?(?:can(?:not|[’']t| not)|unable to|won[’']t|not able to)\b"
@@ -123,7 +137,8 @@ def make_request(operation: str, text: object, question: object = None, value: o
     checked = check_text(text)
     asked = check_question(question) if operation == "qa" else None
     parameters = check_option(operation, value)
-    return EngineRequest(operation, _SYSTEM, _prompt(operation, checked, asked, parameters), parameters, checked, asked)
+    prompt = _prompt(operation, checked, asked, parameters)
+    return EngineRequest(operation, _SYSTEM, prompt, parameters, checked, asked, _SCHEMAS.get(operation))
 
 
 def check_text(text: object) -> str:
@@ -177,7 +192,8 @@ def make_response(request: EngineRequest, completion: Completion, engine: str) -
     """Return what the task answers.
 
     ``success`` is False only where the text does not answer the question: a true statement, but one that is not
-    kept, because the next model may find the answer.
+    kept, because the next model may find the answer. ``substitute`` in the metadata marks the answer of another model
+    than the one of the key, which is not kept either.
 
     Args:
         request: as it was sent.
@@ -193,6 +209,7 @@ def make_response(request: EngineRequest, completion: Completion, engine: str) -
         "engine": engine,
         "model": completion.model,
         "prompt_version": PROMPT_VERSIONS[request.operation],
+        **({"substitute": True} if completion.substitute else {}),
     }
     if request.operation == "qa" and reply.strip("\"'`.* \n") == NO_ANSWER:
         return {"operation": "qa", "success": False, "result": None, "metadata": {**metadata, "reason": "no_answer"}}
@@ -202,7 +219,7 @@ def make_response(request: EngineRequest, completion: Completion, engine: str) -
 
 def is_complete(response: Mapping[str, Any]) -> bool:
     """Return whether a response may be kept."""
-    return response.get("success") is True
+    return response.get("success") is True and not response["metadata"].get("substitute")
 
 
 def usable_text(request: EngineRequest, completion: Completion) -> str:

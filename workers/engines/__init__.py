@@ -19,7 +19,12 @@ from typing import Any, Final
 from aicache_tasks.errors import SettingsError
 from workers.engines.base import Engine
 
-ENGINES: Final[Mapping[str, str]] = MappingProxyType({"extractive": "workers.engines.extractive:ExtractiveEngine"})
+ENGINES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "extractive": "workers.engines.extractive:ExtractiveEngine",
+        "openai": "workers.engines.openai:from_environment",
+    }
+)
 ENGINE_VARIABLE: Final = "AICACHE_ENGINE"
 DEFAULT_ENGINE: Final = "extractive"
 
@@ -44,10 +49,10 @@ def load_engine(name: str) -> Engine:
         SettingsError: there is no such engine, or what the factory gave is none.
         MissingExtraError: a package that it needs is not installed.
 
-    >>> load_engine("abacus")
+    >>> load_engine("abacus")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    aicache_tasks.errors.SettingsError: AICACHE_ENGINE: no engine 'abacus'; known: extractive, package.module:factory
+    aicache_tasks.errors.SettingsError: AICACHE_ENGINE: no engine 'abacus'; known: extractive, openai, package.mo...
     """
     module, _, factory = ENGINES.get(name, name).partition(":")
     if not module or not factory:

@@ -8,10 +8,15 @@ EngineError                  no answer that could be used
 ├── EmptyReply               no text at all
 ├── RefusedReply             the engine, or a filter in front of it, would not answer
 ├── TruncatedReply           cut off by a limit
-└── UnparsableReply          not in the form that was asked for
+├── UnparsableReply          not in the form that was asked for
+├── RejectedRequest          the server will not take the request: key, model or settings are wrong
+│   └── UnknownModel         it has no such model, or the address is wrong
+└── Unavailable              no reply: later there may be one
+    ├── RateLimited          too many requests; ``retry_after_s`` says when to come back, if the server does
+    └── TimedOut             not within the time that there was
 
-Every error is made from ``(operation, detail)`` alone, so that it comes back whole through Celery's JSON results.
-None holds a prompt, a text or a reply.
+Every error is made from its arguments alone, so that it comes back whole through Celery's JSON results. None holds a
+prompt, a text or a reply.
 """
 
 from __future__ import annotations
@@ -34,19 +39,23 @@ class EngineRequest(NamedTuple):
     parameters: Mapping[str, Any]
     text: str
     question: str | None = None
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of the reply, for an engine that can be held to one."""
 
 
 class Completion(NamedTuple):
     """What an engine answered.
 
     ``usage`` counts in units that its names say (``input_tokens``, ``output_words``); ``model`` is the one that
-    answered, which may differ from the one that was asked.
+    answered, which may differ from the one that was asked. ``substitute`` says that it is not the one of the key: such
+    an answer is not stored.
     """
 
     text: str
     usage: Mapping[str, int] | None
     model: str
     finish_reason: FinishReason
+    substitute: bool = False
 
 
 class Engine(Protocol):
@@ -107,3 +116,33 @@ class TruncatedReply(EngineError):  # noqa: N818 - read as a noun in handlers
 
 class UnparsableReply(EngineError):  # noqa: N818 - read as a noun in handlers
     """The reply is not in the form that was asked for."""
+
+
+class RejectedRequest(EngineError):  # noqa: N818 - read as a noun in handlers
+    """The server will not take the request: sent again, it would not be taken either."""
+
+
+class UnknownModel(RejectedRequest):
+    """The server has no such model, or is not at this address."""
+
+
+class Unavailable(EngineError):  # noqa: N818 - names a state
+    """There is no reply, after all attempts; later there may be one: ``autoretry_for=(Unavailable,)``."""
+
+
+class RateLimited(Unavailable):
+    """The server has had too many requests.
+
+    Args:
+        operation: such as ``summarize``.
+        detail: what is wrong.
+        retry_after_s: when the server wants to be asked again, None if it does not say.
+    """
+
+    def __init__(self, operation: str, detail: str, retry_after_s: float | None = None) -> None:
+        super().__init__(operation, detail)
+        self.args, self.retry_after_s = (operation, detail, retry_after_s), retry_after_s
+
+
+class TimedOut(Unavailable):
+    """There was no whole reply within the time that there was."""

@@ -1,0 +1,41 @@
+"""
+By when an answer must be there.
+
+In: the seconds that are configured, and the task that a worker runs here.   Out: a moment of `time.monotonic`.
+
+An answer that comes after the task's soft time limit helps nobody, and the limit's exception tells less than an error
+of ours: so the deadline is a little before it. In a task that asks for several answers one after the other (a batch)
+the limit counts from the first of them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from celery import current_app
+
+_MARGIN: Final = 0.1
+_MAX_MARGIN_S: Final = 2.0
+_BEGAN: Final = "aicache_engine_began_s"
+
+
+def deadline_within(timeout_s: float) -> float:
+    """Return when to give up: *timeout_s* from now, or shortly before the soft time limit of the task that runs here.
+
+    A limit that only ``celery worker --soft-time-limit`` sets cannot be seen from a task.
+    """
+    now = time.monotonic()
+    task: Any = current_app.current_worker_task
+    limit_s = None if task is None else soft_limit_s(task)
+    if limit_s is None:
+        return now + timeout_s
+    began: float = vars(task.request).setdefault(_BEGAN, now)
+    return min(now + timeout_s, began + limit_s - min(_MAX_MARGIN_S, _MARGIN * limit_s))
+
+
+def soft_limit_s(task: Any) -> float | None:
+    """Return the time limit of *task*'s current run in seconds: soft, or hard if there is no other; None if none."""
+    hard, soft = task.request.timelimit or (None, None)
+    found: float | None = soft or task.soft_time_limit or hard or task.time_limit
+    return found

@@ -1,0 +1,209 @@
+"""
+The SDK's client, made safe: a deadline for every byte, bounded replies, no setting of the surroundings.
+
+In: a request's body.   Out: the body of a reply with status 200, or `AttemptFailed`.   Importing this loads the SDK.
+
+HTTP clients bound each read, so that a server that drips can hold a caller for ever: here each read of a socket gets
+what is left of the attempt. Of a request's headers those that are needed go out, so that what the SDK reads from
+``OPENAI_CUSTOM_HEADERS``, ``OPENAI_ORG_ID`` and the like goes nowhere. Redirects are not followed: one could send a
+prompt to another host.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final
+
+import httpcore2
+import httpx2
+import openai
+
+from workers.engines.base import TimedOut, Unavailable, UnparsableReply
+from workers.engines.openai_reply import failure_of
+from workers.engines.openai_settings import OpenAISettings
+from workers.engines.retrying import AttemptFailed
+
+MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
+ATTEMPT_ENDS: Final[ContextVar[float]] = ContextVar("attempt_ends")
+"""When the attempt that runs here gives up, by `time.monotonic`."""
+_SENT: Final = frozenset({b"host", b"content-type", b"content-length", b"accept", b"user-agent"})
+_IDLE_S: Final = 30.0
+_PIECE_BYTES: Final = 65_536
+_NO_KEY: Final = "none"  # the SDK insists on one; no request carries it
+
+
+class UnreadableReply(Exception):  # noqa: N818 - a reply, not an error of ours
+    """A reply is too large or was compressed unasked: reading on could take any amount of memory."""
+
+
+class Client:
+    """Connections to one server, shared by the threads of one process.
+
+    Raises:
+        SettingsError: the key cannot be read.
+    """
+
+    def __init__(self, settings: OpenAISettings) -> None:
+        transport = _Transport(settings.read_key(), settings.connect_timeout_s)
+        http_client = httpx2.Client(transport=transport, trust_env=False, follow_redirects=False)
+        self._sdk = openai.OpenAI(
+            api_key=_NO_KEY, base_url=settings.base_url, max_retries=0, timeout=None, http_client=http_client
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._sdk.close()
+
+    def send(self, operation: str, body: dict[str, Any], ends: float) -> bytes:
+        """Return the reply to *body*.
+
+        Args:
+            operation: for the errors.
+            body: of a chat completion.
+            ends: when to give up, by `time.monotonic`.
+
+        Raises:
+            AttemptFailed: there is none, or its status is not 2xx.
+            UnparsableReply: it cannot be read.
+        """
+        token = ATTEMPT_ENDS.set(ends)
+        try:
+            return self._sdk.chat.completions.with_raw_response.create(**body).content
+        except openai.APIStatusError as error:
+            reply = error.response
+            raise failure_of(operation, reply.status_code, reply.headers, error.body, time.time()) from None
+        except httpcore2.TimeoutException:
+            raise AttemptFailed(TimedOut(operation, "no whole reply in time"), again=True) from None
+        except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            raise AttemptFailed(Unavailable(operation, f"connection: {type(error).__name__}"), again=True) from None
+        except UnreadableReply as error:
+            raise UnparsableReply(operation, f"the server's reply is {error}") from None
+        finally:
+            ATTEMPT_ENDS.reset(token)
+
+
+def left_s() -> float:
+    """Return the seconds that the attempt has left.
+
+    Raises:
+        httpcore2.ReadTimeout: none.
+    """
+    left = ATTEMPT_ENDS.get() - time.monotonic()
+    if left <= 0:
+        raise httpcore2.ReadTimeout("the deadline has passed")
+    return left
+
+
+class _Transport(httpx2.BaseTransport):
+    def __init__(self, key: str | None, connect_timeout_s: float) -> None:
+        self._authorization = [] if key is None else [(b"authorization", b"Bearer " + key.encode("ascii"))]
+        self._pool = httpcore2.ConnectionPool(
+            ssl_context=ssl.create_default_context(),
+            max_connections=None,
+            keepalive_expiry=_IDLE_S,
+            network_backend=_Backend(connect_timeout_s),
+        )
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        assert isinstance(request.stream, httpx2.SyncByteStream)
+        url = request.url
+        target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+        kept = [(name, value) for name, value in request.headers.raw if name.lower() in _SENT]
+        headers = [*kept, (b"accept-encoding", b"identity"), *self._authorization]
+        reply = self._pool.handle_request(
+            httpcore2.Request(request.method, target, headers=headers, content=request.stream)
+        )
+        assert isinstance(reply.stream, Iterable)
+        response = httpx2.Response(reply.status, headers=reply.headers, stream=_Bounded(reply.stream))
+        if response.headers.get("content-encoding", "identity") != "identity":
+            response.close()
+            raise UnreadableReply("compressed, though asked not to be")
+        return response
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Bounded(httpx2.SyncByteStream):
+    """A reply's body; ends in `UnreadableReply` when it is too large."""
+
+    def __init__(self, stream: Iterable[bytes]) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for chunk in self._stream:
+            size += len(chunk)
+            if size > MAX_REPLY_BYTES:
+                raise UnreadableReply(f"over {MAX_REPLY_BYTES} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        close = getattr(self._stream, "close", None)
+        if close is not None:
+            close()
+
+
+class _Backend(httpcore2.NetworkBackend):
+    """Plain sockets whose every step ends when the attempt does."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s, self._plain = connect_timeout_s, httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Try each address of *host*; all of them together get the seconds to connect."""
+        ends = time.monotonic() + min(self._connect_timeout_s, left_s())
+        refused: Exception = httpcore2.ConnectError("no address")
+        for address in _addresses(host, port):
+            left = ends - time.monotonic()
+            if left <= 0:
+                raise httpcore2.ConnectTimeout("no connection in time")
+            try:
+                return _Stream(self._plain.connect_tcp(address, port, left, local_address, socket_options))
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                refused = error
+        raise refused
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpcore2.ConnectError("the host's name has no address") from error
+    return [str(address[0]) for *_, address in found]
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection whose every step ends when the attempt does."""
+
+    def __init__(self, plain: httpcore2.NetworkStream) -> None:
+        self._plain = plain
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._plain.read(max_bytes, left_s())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), _PIECE_BYTES):
+            self._plain.write(buffer[start : start + _PIECE_BYTES], left_s())
+
+    def close(self) -> None:
+        self._plain.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return _Stream(self._plain.start_tls(ssl_context, server_hostname, left_s()))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._plain.get_extra_info(info)

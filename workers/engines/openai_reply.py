@@ -1,0 +1,174 @@
+"""
+What a reply of a server that speaks OpenAI's protocol says.
+
+In: bytes, or a status with headers and bytes.   Out: a `Completion`, or `AttemptFailed`.   Pure.
+
+Everything in a reply is untrusted: only what has the right form is taken, and no text of it reaches an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from workers.engines.base import (
+    Completion,
+    EmptyReply,
+    EngineError,
+    FailedReply,
+    FinishReason,
+    RateLimited,
+    RefusedReply,
+    RejectedRequest,
+    Unavailable,
+    UnknownModel,
+    UnparsableReply,
+)
+from workers.engines.retrying import AttemptFailed, retry_after_s
+
+_AGAIN: Final = frozenset({408, 409, 425, 429})
+_FINISHED: Final[Mapping[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "content_filter",
+}
+_FILTERED: Final = frozenset({"content_filter", "content_policy_violation"})
+_SPENT: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+# What a server may say about a request that is safe to repeat: words of the protocol, nothing that it makes up.
+_CODES: Final = frozenset(
+    {"context_length_exceeded", "exceed_context_size_error", "invalid_api_key", "model_not_found", *_SPENT}
+)
+_PARAMS: Final = frozenset(
+    {"max_completion_tokens", "max_tokens", "messages", "model", "response_format", "seed", "temperature"}
+)
+_UNABLE: Final = frozenset({400, 415, 422, 500, 501})
+_FORMAT: Final = re.compile(r"response_format|json_schema", re.IGNORECASE)
+_THOUGHTS: Final = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+_MAX_MODEL_CHARS: Final = 200
+_MAX_TOKENS: Final = 2**40
+_HINTS: Final = {
+    401: "check AICACHE_OPENAI_API_KEY",
+    403: "check the rights of AICACHE_OPENAI_API_KEY",
+    404: "check AICACHE_OPENAI_MODEL, and that AICACHE_OPENAI_BASE_URL is whole (nearly all end in /v1)",
+}
+
+
+class SchemaRefused(AttemptFailed):
+    """The server cannot answer by a JSON schema."""
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: Any = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: Any = None
+
+
+class _Reply(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    model: Any = None
+    usage: Any = None
+    error: Any = None
+
+
+def completion_of(operation: str, asked: str, body: bytes) -> Completion:
+    """Return what *body*, a reply with status 200, says; *asked* is the model that was asked.
+
+    Raises:
+        UnparsableReply, EmptyReply, FailedReply: it is no completion, has no choice, or says that it failed.
+    """
+    try:
+        reply = msgspec.json.decode(body, type=_Reply)
+    except (ValueError, RecursionError):
+        raise UnparsableReply(operation, "the server's reply is not a chat completion") from None
+    if reply.error:
+        raise FailedReply(operation, "the server replied with an error under status 200")
+    if reply.choices is None:
+        raise UnparsableReply(operation, "the server's reply is not a chat completion")
+    if not reply.choices:
+        raise EmptyReply(operation, "no choices")
+    choice = reply.choices[0]
+    text = _THOUGHTS.sub("", choice.message.content or "", count=1)
+    return Completion(text, _usage(reply.usage), _model(reply.model, asked), _finish_reason(choice))
+
+
+def _finish_reason(choice: _Choice) -> FinishReason:
+    if choice.message.refusal:
+        return "refusal"
+    given = choice.finish_reason
+    return _FINISHED.get(given, "error") if isinstance(given, str) else "error"
+
+
+def _model(given: Any, asked: str) -> str:
+    """Return the name of the model that answered, *asked* if the reply has none that can be used."""
+    usable = isinstance(given, str) and 0 < len(given) <= _MAX_MODEL_CHARS and given.isprintable()
+    return str(given) if usable else asked
+
+
+def _usage(given: Any) -> dict[str, int] | None:
+    """Return the tokens: ``input_tokens`` (of which ``cached_input_tokens``) and ``output_tokens``."""
+    if not isinstance(given, dict):
+        return None
+    details = given.get("prompt_tokens_details")
+    counts = {
+        "input_tokens": given.get("prompt_tokens"),
+        "cached_input_tokens": details.get("cached_tokens") if isinstance(details, dict) else None,
+        "output_tokens": given.get("completion_tokens"),
+    }
+    sound = {name: count for name, count in counts.items() if type(count) is int and 0 <= count < _MAX_TOKENS}
+    if not sound.get("cached_input_tokens") or sound["cached_input_tokens"] > sound.get("input_tokens", 0):
+        sound.pop("cached_input_tokens", None)
+    return sound or None
+
+
+def failure_of(operation: str, status: int, headers: Mapping[str, str], body: Any, now: float) -> AttemptFailed:
+    """Return what a reply with a *status* from 300 on means.
+
+    Args:
+        operation: such as ``summarize``.
+        status: of the reply.
+        headers: of the reply, names in small letters.
+        body: its ``error`` object, or whatever it holds.
+        now: seconds since the epoch.
+    """
+    said = body if isinstance(body, dict) else {}
+    if said.get("code") in _FILTERED:
+        return AttemptFailed(RefusedReply(operation, f"status {status}, filtered"))
+    if _refuses_schema(status, said):
+        return SchemaRefused(RejectedRequest(operation, f"status {status}, about response_format"))
+    wait_s = retry_after_s(headers, now)
+    again = (status in _AGAIN or status >= 500) and headers.get("x-should-retry") != "false"
+    again = again and said.get("code") not in _SPENT
+    return AttemptFailed(_error(operation, status, said, wait_s), again=again, wait_s=wait_s)
+
+
+def _error(operation: str, status: int, said: Mapping[str, Any], wait_s: float | None) -> EngineError:
+    words = [f"status {status}", *_known(said)]
+    if status == 429:
+        asked = [] if wait_s is None else [f"retry after {wait_s:.3g} s"]
+        return RateLimited(operation, ", ".join([*words, *asked]), wait_s)
+    if status in _AGAIN or status >= 500:
+        return Unavailable(operation, ", ".join(words))
+    if status < 400:
+        words.append("a redirect: put where it leads into AICACHE_OPENAI_BASE_URL")
+    hint = _HINTS.get(status)
+    kind = UnknownModel if status == 404 else RejectedRequest
+    return kind(operation, ", ".join([*words, *([hint] if hint else [])]))
+
+
+def _known(said: Mapping[str, Any]) -> list[str]:
+    """Return what of an error object may be repeated."""
+    code, param = said.get("code"), said.get("param")
+    words = [code] if isinstance(code, str) and code in _CODES else []
+    return [*words, f"about {param}"] if isinstance(param, str) and param in _PARAMS else words
+
+
+def _refuses_schema(status: int, said: Mapping[str, Any]) -> bool:
+    texts = (said.get("param"), said.get("message"), said.get("detail"))
+    return status in _UNABLE and any(isinstance(text, str) and _FORMAT.search(text) for text in texts)
