@@ -29,6 +29,8 @@ from aicache_tasks.summaries import Summaries
 log = logging.getLogger("aicache_tasks")
 
 FIXUP: Final = "aicache_tasks.installation:fixup"
+TELLING_FIXUP: Final = "aicache_tasks.installation:telling_fixup"
+"""In its place in a worker that sends events."""
 
 
 def install(app: Any) -> Any:
@@ -67,6 +69,13 @@ def fixup(app: Any) -> None:
         install(app)
 
     app.on_init = on_init  # the signals of an application are made after its fixups
+
+
+def telling_fixup(app: Any) -> None:
+    """Do what `fixup` does, for a copy in a process of a worker that sends events: it tells of its calls too."""
+    fixup(app)
+    signals.worker_process_init.connect(lambda **_: runtime_of(app).send_events(), weak=False)
+    signals.task_postrun.connect(_tell_of_end, weak=False)
 
 
 def _watch_processes() -> None:
@@ -131,6 +140,7 @@ class AICacheStep(bootsteps.StartStopStep):
         self._in_use = bool(cached_tasks(parent.app)) and not runtime_of(parent.app).settings.disabled
         if self._in_use and getattr(parent, "task_events", False):
             runtime_of(parent.app).send_events()
+            parent.app.fixups = {*parent.app.fixups, TELLING_FIXUP} - {FIXUP}
             signals.task_postrun.connect(_tell_of_end, weak=False)  # before any task is traced: else it goes unheard
         if self._in_use:
             for task in cached_tasks(parent.app):

@@ -17,6 +17,7 @@ from celery.result import AsyncResult
 from aicache_tasks.testing import EmbeddedServer
 from tests.cluster.nodes import WorkerProcess, wait_until
 from tests.inbox import batches, rows
+from tests.tasks.test_redaction import watching
 
 FEW, MANY = 12, 60
 ONLY_AT_THE_END = {"AICACHE_SHIP_EVERY": "256", "AICACHE_SHIP_AFTER_S": "600"}
@@ -109,9 +110,12 @@ def test_a_worker_that_is_told_to_end_sends_all_that_waits(site: Site, pool: str
 
 @pytest.mark.parametrize("method", STARTS)
 def test_a_child_has_all_that_the_application_was_given_however_it_is_started(site: Site, method: str) -> None:
-    site.start("prefork", env={**ONLY_AT_THE_END, "START_METHOD": method})
-    site.call(FEW)
-    site.call(FEW)
+    site.start("prefork", "-E", env={**ONLY_AT_THE_END, "START_METHOD": method})
+    with watching(site.app) as events:
+        site.call(FEW)
+        site.call(FEW)
+        told = lambda: Counter(event["type"] for event in list(events) if "cache" in event["type"])  # noqa: E731
+        wait_until(lambda: told() == {"task-cache-miss": FEW, "task-cache-hit": FEW}, 20, "what is told of calls")
     site.app.send_task("relay", ("a secret",)).get(timeout=30)
     with site.queue.client() as client:
         (message,) = client.lrange("elsewhere", 0, -1)
