@@ -172,7 +172,8 @@ def _count(record: SummaryRecord, step: str, status: str, reason: str, rows: lis
     """Add *rows*, which agree in all that the other arguments say."""
     *_, durations, _, _, raw, stored, key_ns, decode_ns, ages, metas = zip(*rows, strict=True)
     record.count(step, status, reason, len(rows))
-    _time(record, step, durations)
+    if status != "disabled":  # what it took to see that the cache is switched off is no look-up
+        _time(record, step, durations)
     if step == "get":
         _time_bundled(record, "key", key_ns)
         _time_bundled(record, "decode", decode_ns)

@@ -274,7 +274,7 @@ class TestWhatWentWrong:
         samples = calls(180, [now_s], ["shout", "whisper"]) + others(5, now_s, "shout", "refresh")
         samples += others(280, now_s, "shout", "error", "breaker_open")
         samples += others(20, now_s, "whisper", "error", "redis_connection_failed")
-        samples += others(15, now_s, "whisper", "bypass")
+        samples += others(15, now_s, "whisper", "bypass") + others(12, now_s, "shout", "disabled")
         count_up(app, samples + others(7, now_s, "shout", "failed", "redis_error", "set"))
         return app
 
@@ -285,9 +285,9 @@ class TestWhatWentWrong:
         row = next(line for line in lines if line.startswith("all"))
         cells = [
             row[: head.index(title) + len(title)].split()[-1]
-            for title in ("look-ups", "errors", "bypassed", "refreshed")
+            for title in ("look-ups", "errors", "bypassed", "refreshed", "switched off")
         ]
-        assert cells == ["180", "300", "15", "5"]
+        assert cells == ["180", "300", "15", "5", "12"]
 
     @pytest.mark.parametrize("command", ["stats", "summaries"])
     def test_errors_have_their_reasons(self, down: Celery, command: str) -> None:

@@ -122,6 +122,13 @@ class TestPlaces:
         assert len(reason) == 64
 
 
+def test_calls_that_find_the_cache_switched_off_are_counted_and_time_no_look_up() -> None:
+    off = a_hit(status="disabled", duration_ns=1_000_000_000, meta=b"", raw_bytes=0, age_ms=0)
+    record = total(folded(a_hit(), off, off))
+    assert (record.of("get", "disabled"), record.hit_rate) == (2, 1.0)
+    assert (record.steps["get"].count, record.steps["get"].high) == (1, 50_000)
+
+
 class TestFigures:
     def test_a_hit_is_three_steps_an_age_and_what_it_saved(self) -> None:
         record = total(folded(a_hit()))

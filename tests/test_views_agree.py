@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 
 from aicache_tasks.beat import roll_up
+from aicache_tasks.mode import EVERY_S
 from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked, document, now_of
+from aicache_tasks.reports.queries import Reader
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.runtime import reset_runtime
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests import doctor_app
 from tests.cluster.nodes import WorkerProcess
@@ -23,7 +27,7 @@ from tests.test_html_report import written
 from tests.test_prometheus import of, registry_of, series
 
 CALLS = 2000
-REFRESHED, BYPASSED = 60, 40
+REFRESHED, BYPASSED, OFF = 60, 40, 30
 KEPT = ("hits", "misses", "hit_rate", "saved")
 
 
@@ -44,6 +48,8 @@ def test_after_a_mixed_run_on_two_workers_all_views_agree_exactly(tmp_path: Path
             sent = send_all()
             reader = reader_of(app)
             eventually(lambda: is_all_there(reader.live().totals), within_s=120)
+            sent += send_while_off(reader)
+            eventually(lambda: disabled(reader.live().totals) == OFF, within_s=30)
             roll_up(app)
             answers = asked_of_workers(app)
             compare(app, tmp_path, sent, answers)
@@ -75,9 +81,39 @@ def is_all_there(totals: dict[str, Any]) -> bool:
     return sum(record.of("get") for record in totals.values()) == CALLS and stored == computed
 
 
+def send_while_off(reader: Reader) -> Counter[str]:
+    """Send calls while the cache is switched off; return how many of each operation."""
+    mode = reader.summaries.parts.mode
+    mode.switch(off=True, budget=Budget(5))
+    time.sleep(EVERY_S)
+    shout = doctor_app.app.tasks["tests.doctor_app.shout"]
+    sent = [shout.apply_async((f"text {number}",), {"size": 2}) for number in range(OFF)]
+    for result in sent:
+        result.get(timeout=30)
+    mode.switch(off=False, budget=Budget(5))
+    return Counter(shout=OFF)
+
+
+def disabled(totals: dict[str, Any]) -> int:
+    return sum(record.of("get", "disabled") for record in totals.values())
+
+
 def asked_of_workers(app: Any) -> list[dict[str, Any]]:
     replies = app.control.broadcast("cache_stats", reply=True, timeout=10, limit=2)
     return [answer for reply in replies for answer in reply.values()]
+
+
+def statuses(reader: Reader) -> Counter[str]:
+    """Return how many calls had each status."""
+    seen: Counter[str] = Counter()
+    for record in reader.summaries.totals().values():
+        for (step, status, _), times in record.counts.items():
+            seen[status] += times if step == "get" else 0
+    return seen
+
+
+def timed(seen: Counter[str]) -> int:
+    return seen.total() - seen["disabled"] - seen["bypass"]
 
 
 def compare(app: Any, folder: Path, sent: Counter[str], answers: list[dict[str, Any]]) -> None:
@@ -85,9 +121,9 @@ def compare(app: Any, folder: Path, sent: Counter[str], answers: list[dict[str, 
     records = {name: figures_json(record) for name, record in reader.summaries.totals().items()}
     assert Counter({name: record.of("get") for name, record in reader.summaries.totals().items()}) == sent
 
-    seen = Counter(
-        {s: n for r in reader.summaries.totals().values() for (step, s, _), n in r.counts.items() if step == "get"}
-    )
+    seen = statuses(reader)
+    assert seen["disabled"] == OFF
+    assert sum(record.steps["get"].count for record in reader.summaries.totals().values()) == timed(seen), "no look-up"
     assert (seen["refresh"] > 0, seen["bypass"] > 0, seen["hit"] > seen["miss"] > 0) == (True, True, True)
 
     command = {row["operation"]: row for row in read(app, "stats")["operations"]}

@@ -34,7 +34,7 @@ from aicache_tasks.summary import SummaryRecord
 
 BAR_COLUMNS: Final = 8
 TREND_COLUMNS: Final = 16
-UNCOUNTED: Final = ("error", "bypass", "refresh")
+UNCOUNTED: Final = ("error", "bypass", "refresh", "disabled")
 """The statuses of calls that ran their body and count as no look-up, in the order of the columns."""
 MOST_REASONS: Final = 4
 _HOUR_MINUTES: Final = 60
@@ -88,6 +88,7 @@ def figures_table(
         Column("errors"),
         Column("bypassed", rank=3),
         Column("refreshed", rank=9),
+        Column("switched off", rank=3),
         Column("saved", rank=1),
         Column("saved tokens", rank=7),
         Column("saved cost", rank=7),

@@ -87,6 +87,7 @@ _FIGURES: Final = (
     "stored_bytes",
     "served_bytes",
     "errors",
+    "disabled",
     *(f"{step}_{name}_ms" for step in STEPS for name in PERCENTILES),
 )
 
@@ -106,7 +107,7 @@ def _figures(row: Mapping[str, Any]) -> Row:
         sizes["raw"],
         sizes["stored"],
         sizes["served"],
-        sum(row["counts"].get("get", {}).get("error", {}).values()),
+        *(sum(row["counts"].get("get", {}).get(status, {}).values()) for status in ("error", "disabled")),
         *timed,
     ]
 

@@ -11,7 +11,9 @@ export const stepName = (step) => STEP_NAMES[step] || step;
 const lookups = (figures) => figures.hits + figures.misses;
 const tokens = (ledger) => Object.values(ledger.tokens).reduce((sum, count) => sum + count, 0);
 const took = (figures, step, rank) => figures.steps[step]?.[`${rank}_ns`] ?? null;
-const errors = (figures) => Object.values(figures.counts.get?.error ?? {}).reduce((sum, count) => sum + count, 0);
+const called = (figures, status) => Object.values(figures.counts.get?.[status] ?? {}).reduce((sum, count) => sum + count, 0);
+const errors = (figures) => called(figures, "error");
+const disabled = (figures) => called(figures, "disabled");
 
 export function cards(element, shown) {
   const { total, all_time: ever } = shown, all = shown.span.name === "all";
@@ -45,6 +47,7 @@ export function operations(element, shown, actions) {
     { head: "Look-ups", text: (row) => number(lookups(row)), value: lookups },
     { head: "Hit rate", text: (row) => [h("span", { class: "aic-rate" }, percent(row.hit_rate)), bar(row.hit_rate)], value: (row) => row.hit_rate },
     failed ? { head: "Errors", wide: true, text: (row) => (errors(row) ? h("span", { class: "aic-bad" }, number(errors(row))) : NOTHING), value: errors, title: "Calls that the server did not answer" } : null,
+    rows.some(disabled) ? { head: "Switched off", wide: true, text: (row) => (disabled(row) ? number(disabled(row)) : NOTHING), value: disabled, title: "Calls while the cache was switched off" } : null,
     { head: "Time saved", text: (row) => seconds(row.saved.seconds), value: (row) => row.saved.seconds },
     counted ? { head: "Tokens saved", wide: true, text: (row) => number(tokens(row.saved)), value: (row) => tokens(row.saved) } : null,
     costs ? { head: "Money saved", wide: true, text: (row) => money(row.saved.cost), value: (row) => row.saved.cost } : null,
