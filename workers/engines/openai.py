@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-import weakref
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -119,7 +118,7 @@ class OpenAIEngine:
         except (AttemptFailed, EngineError):
             raise
         except BaseException:
-            self.close()  # interrupted anywhere: a connection may be half used
+            self._clients.pop(os.getpid(), None)  # interrupted anywhere: it is used no more, and closed when let go
             raise
 
     def _body(self, request: EngineRequest, model: str, schema: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -142,9 +141,7 @@ class OpenAIEngine:
         """Return this process's client; what a fork inherited is left to the parent."""
         pid = os.getpid()
         if pid not in self._clients:
-            made = _client_class()(self.settings)
-            if self._clients.setdefault(pid, made) is made:
-                weakref.finalize(self, made.close)
+            return self._clients.setdefault(pid, _client_class()(self.settings))
         return self._clients[pid]
 
 

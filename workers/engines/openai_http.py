@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, Final
@@ -53,6 +54,7 @@ class Client:
         self._sdk = openai.OpenAI(
             api_key=_NO_KEY, base_url=settings.base_url, max_retries=0, timeout=None, http_client=http_client
         )
+        weakref.finalize(self, self._sdk.close)
 
     def close(self) -> None:
         """Close all connections."""
@@ -70,6 +72,7 @@ class Client:
             AttemptFailed: there is none, or its status is not 2xx.
             UnparsableReply: it cannot be read.
         """
+        given_s = ends - time.monotonic()
         token = ATTEMPT_ENDS.set(ends)
         try:
             return self._sdk.chat.completions.with_raw_response.create(**body).content
@@ -77,8 +80,8 @@ class Client:
             reply = error.response
             raise failure_of(operation, reply.status_code, reply.headers, error.body, time.time()) from None
         except httpcore2.TimeoutException:
-            raise AttemptFailed(TimedOut(operation, "no whole reply in time"), again=True) from None
-        except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+            raise AttemptFailed(TimedOut(operation, f"no whole reply within {given_s:.3g} s"), again=True) from None
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, openai.APIConnectionError) as error:
             raise AttemptFailed(Unavailable(operation, f"connection: {type(error).__name__}"), again=True) from None
         except UnreadableReply as error:
             raise UnparsableReply(operation, f"the server's reply is {error}") from None

@@ -19,6 +19,8 @@ from workers.engines.base import EngineError
 
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 8.0
+LONGEST_ASKED_S: Final = 31_536_000.0
+"""A year: an error holds no endless number, which JSON has not."""
 _Answer = TypeVar("_Answer")
 
 
@@ -76,7 +78,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         except ValueError:
             continue
         if found >= 0:  # not a NaN either
-            return found
+            return min(found, LONGEST_ASKED_S)
     try:
         return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
     except (TypeError, ValueError, OverflowError):
