@@ -390,6 +390,9 @@ class TestTheCommand:
             try:
                 eventually(lambda: b"aicache_up 1.0" in fetch(port), within_s=30)
                 assert b'aicache_lookups_total{operation="shout"' in fetch(port)
+                status, headers, body = head(port)
+                assert (status, body, int(headers["Content-Length"]) > 1000) == (200, b"", True)
+                assert headers["Content-Type"].startswith("text/plain")
                 process.send_signal(signal.SIGINT)
                 said = process.communicate(timeout=20)[1]
             finally:
@@ -418,6 +421,12 @@ def fetch(port: int) -> bytes:
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         return bytes(page.read())
     return b""
+
+
+def head(port: int) -> tuple[int, Any, bytes]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", method="HEAD")
+    with urllib.request.urlopen(request, timeout=10) as page:
+        return page.status, page.headers, page.read()
 
 
 def test_a_sample_of_an_unknown_step_stands_beside_the_others(app: Celery) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
@@ -55,18 +56,38 @@ def _print(ctx: click.Context, registry: Any) -> None:
 
 
 def _serve(ctx: click.Context, registry: Any, address: str, port: int) -> None:
-    from prometheus_client import start_http_server
+    from prometheus_client import make_wsgi_app, start_http_server
 
     try:
         server, thread = start_http_server(port, address, registry)
     except OSError as error:
         raise Misused(f"cannot listen on {label(address)}, port {port}: {error.strerror}") from None
+    server.set_app(answering_head(make_wsgi_app(registry)))
     click.echo(f"http://{label(address)}:{server.server_port}/metrics has the records in {place_of(ctx)}", err=True)
     try:
         _wait(thread)
     finally:
         server.shutdown()
         server.server_close()
+
+
+def answering_head(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Return the WSGI application *app* with HEAD answered like GET, without the body: checks of health use it."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return app(environ, start_response)
+
+        def start(status: str, headers: list[tuple[str, str]]) -> None:
+            started.append((status, headers))
+
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        length = sum(map(len, app({**environ, "REQUEST_METHOD": "GET"}, start)))
+        status, headers = started[0]
+        start_response(status, [*headers, ("Content-Length", str(length))])
+        return []
+
+    return answer
 
 
 def _wait(thread: threading.Thread) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -170,7 +171,14 @@ class InvalidateView(TabHandler):
 
     def _who(self) -> str:
         user = self.current_user
-        return label(user if isinstance(user, str) else f"somebody at {self.request.remote_ip}")
+        return label(user if isinstance(user, str) else self._basic_user() or f"somebody at {self.request.remote_ip}")
+
+    def _basic_user(self) -> str:
+        """Return whom Flower let in by ``--basic_auth``, whose password it has checked; it keeps no name itself."""
+        if not self.application.options.basic_auth:
+            return ""
+        credentials = self.request.headers["Authorization"].split()[1]
+        return b64decode(credentials).decode().partition(":")[0]
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer with the reason as JSON: a script reads it."""
