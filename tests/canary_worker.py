@@ -9,7 +9,9 @@ import redis
 from celery import Celery
 from celery.signals import after_setup_logger
 
-from aicache_tasks import CachedTask, CachePolicy, install
+from aicache_tasks import CachedTask, CachePolicy, events, install
+
+events.DELAY_S = 0.5  # type: ignore[misc] # states do not matter here
 
 app = Celery("canary", set_as_current=False)
 app.conf.update(
@@ -64,8 +66,8 @@ def quotes(text: str) -> str:
 
 @app.task(base=CachedTask, cache=POLICY, shared=False)
 def waits(text: str, gate: str) -> str:
-    with redis.Redis.from_url(app.conf.result_backend) as client:
-        client.blpop([gate], timeout=50)
+    with redis.Redis.from_url(app.conf.result_backend, socket_timeout=None) as client:  # redis-py 8 has one of 5 s
+        client.blpop([gate])
     return text.upper()
 
 

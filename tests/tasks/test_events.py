@@ -103,7 +103,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
                 worker.ready()
                 wait_until(lambda: client.scard("_kombu.binding.celeryev") == 2, TIMEOUT_S, "the receivers of events")
                 while True:  # on a busy machine it may be too late once
-                    ended = app.send_task(f"{MODULE}.shout", ("before Flower",))
+                    ended = app.send_task(f"{MODULE}.figures", ("before Flower",))
                     ended.get(timeout=TIMEOUT_S)
                     with running(tab := start(conf_of_the_package())):
                         made = Watch(app, worker, flower, tab, events, ended.id)
@@ -137,10 +137,13 @@ def calls(watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     for result in (slow, *sent.values()):
         result.get(timeout=TIMEOUT_S, propagate=False)
     made |= {name: str(result.id) for name, result in sent.items()}
-    for name in (*RETURNED, *again):  # retries run in either of two processes
-        watch.told(made[name])
-    last = watch.call("shout", "the last one")
-    watch.told(last)
+    gate = tmp_path_factory.mktemp("gate") / "open"
+    last = [str(watch.send("gated", str(gate)).id) for _ in range(2)]  # one in each of the two processes
+    for task_id in last:
+        wait_until(lambda task_id=task_id: "task-started" in watch.of(task_id), TIMEOUT_S, "the last calls")
+    gate.touch()
+    for task_id in (*(made[name] for name in (*RETURNED, *again)), *last):
+        watch.told(task_id)
     return made
 
 
@@ -171,20 +174,16 @@ def test_a_flower_with_the_tab_shows_no_call_before_its_task_s_end_is_told(watch
             TIMEOUT_S,
             "the end",
         )
-        assert watch.counted("task-cache-miss", "gated", flower) == 1
+        wait_until(lambda flower=flower: watch.counted("task-cache-miss", "gated", flower) == 3, TIMEOUT_S)
         assert calls["hit"] in watch.shown(flower, search="kwargs:cache=hit", state="SUCCESS")
 
 
 def test_a_flower_with_the_tab_that_starts_after_a_task_s_end_counts_what_is_told_of_it_and_shows_no_task(
     watch: Watch, calls: dict[str, str]
 ) -> None:
-    assert watch.told(watch.unknown)["name"] == f"{MODULE}.shout"
-    kinds = ("task-cache-miss", "task-cache-hit", "task-cache-bypass")
-    wait_until(
-        lambda: [watch.counted(kind, flower=watch.tab) for kind in kinds] == [watch.counted(kind) for kind in kinds],
-        TIMEOUT_S,
-        "both Flowers' counts",
-    )
+    told = watch.told(watch.unknown)
+    assert told["name"] == f"{MODULE}.figures"
+    wait_until(lambda: watch.counted(told["type"], "figures", watch.tab) == 1, TIMEOUT_S, "the count")
     shown = watch.shown(watch.tab)
     assert watch.unknown not in shown
     assert calls["miss"] in shown
@@ -248,9 +247,10 @@ def test_flower_s_filters_and_search_find_hits(watch: Watch, calls: dict[str, st
 
 
 def test_flower_counts_hits_and_misses(watch: Watch, calls: dict[str, str]) -> None:
-    wait_until(lambda: watch.counted("task-cache-miss") == 3, TIMEOUT_S, "Flower's events")
-    assert (watch.counted("task-cache-hit"), watch.counted("task-cache-bypass")) == (1, 1)
-    assert watch.counted("task-succeeded") == 5
+    kinds = ("task-cache-miss", "task-cache-hit", "task-cache-bypass")
+    for flower in (watch.flower, watch.tab):
+        wait_until(lambda flower=flower: [watch.counted(kind, flower=flower) for kind in kinds] == [1, 1, 1], TIMEOUT_S)
+        assert watch.counted("task-succeeded", flower=flower) == 3
 
 
 def test_flower_s_page_of_a_worker_has_the_cache_s_line(watch: Watch, calls: dict[str, str]) -> None:
