@@ -17,6 +17,8 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from tests.faults import free_port
+
 MODEL = "stub-large"
 FALLBACK = "stub-small"
 GOOD = {
@@ -158,6 +160,11 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": message, "finish_reason": changed.pop("finish_reason", "stop")}
         whole = {"id": "c1", "object": "chat.completion", "created": 1, "choices": [choice], "usage": USAGE}
         return {**whole, "model": f"{self.asked.model}-2026-01-01", **changed}
+
+
+def refused_url() -> str:
+    """Return a URL where nothing listens."""
+    return f"http://127.0.0.1:{free_port()}/v1"
 
 
 def good(**changed: Any) -> Behaviour:

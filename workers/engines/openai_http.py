@@ -49,7 +49,7 @@ class Client:
     """
 
     def __init__(self, settings: OpenAISettings) -> None:
-        transport = _Transport(settings.read_key(), settings.connect_timeout_s)
+        transport = _Transport(settings)
         http_client = httpx2.Client(transport=transport, trust_env=False, follow_redirects=False)
         self._sdk = openai.OpenAI(
             api_key=_NO_KEY, base_url=settings.base_url, max_retries=0, timeout=None, http_client=http_client
@@ -72,7 +72,7 @@ class Client:
             AttemptFailed: there is none, or its status is not 2xx.
             UnparsableReply: it cannot be read.
         """
-        given_s = ends - time.monotonic()
+        given_s = max(0.0, ends - time.monotonic())
         token = ATTEMPT_ENDS.set(ends)
         try:
             return self._sdk.chat.completions.with_raw_response.create(**body).content
@@ -102,13 +102,14 @@ def left_s() -> float:
 
 
 class _Transport(httpx2.BaseTransport):
-    def __init__(self, key: str | None, connect_timeout_s: float) -> None:
+    def __init__(self, settings: OpenAISettings) -> None:
+        key, by_tls = settings.read_key(), settings.base_url.startswith("https:")
         self._authorization = [] if key is None else [(b"authorization", b"Bearer " + key.encode("ascii"))]
         self._pool = httpcore2.ConnectionPool(
-            ssl_context=ssl.create_default_context(),
+            ssl_context=ssl.create_default_context() if by_tls else None,  # takes tens of milliseconds
             max_connections=None,
             keepalive_expiry=_IDLE_S,
-            network_backend=_Backend(connect_timeout_s),
+            network_backend=_Backend(settings.connect_timeout_s),
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -1,0 +1,270 @@
+"""Every engine, every operation, every failure: the right error, nothing kept, and the real answer afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from celery import Celery, _state
+
+from aicache_tasks.errors import MissingExtraError
+from aicache_tasks.testing import EmbeddedServer
+from tests import provider as stub
+from tests.provider import MODEL, Behaviour, Provider
+from workers import engines, tasks
+from workers.app import make_app
+from workers.articles import ARTICLES
+from workers.engines.base import (
+    EmptyReply,
+    EngineError,
+    FailedReply,
+    RateLimited,
+    RefusedReply,
+    RejectedRequest,
+    TimedOut,
+    TruncatedReply,
+    Unavailable,
+    UnknownModel,
+    UnparsableReply,
+)
+from workers.engines.openai import OpenAIEngine
+from workers.operations import PROMPT_VERSIONS
+
+TEXT, QUESTION = ARTICLES[0].text, ARTICLES[0].question
+SECRET = "Zanzibar-4711"
+"""In every reply that is not an answer."""
+KEY = "sk-stub-0815"
+TIMEOUT_S = 0.25
+"""Of the failures that end by time; all else has long enough on a busy machine."""
+
+
+class Failure(NamedTuple):
+    """What a server does until it recovers, and what a caller gets."""
+
+    name: str
+    behaviour: Behaviour
+    error: type[EngineError]
+    requests: int = 1
+
+
+FAILURES = [
+    Failure("refused key", stub.error(401), RejectedRequest),
+    Failure("no rights", stub.error(403), RejectedRequest),
+    Failure("bad request", stub.error(400), RejectedRequest),
+    Failure("unknown model", stub.error(404, code="model_not_found"), UnknownModel),
+    Failure("prompt filtered", stub.error(400, code="content_filter"), RefusedReply),
+    Failure("redirect", stub.error(307, {"Location": "http://127.0.0.1:9/v1"}), RejectedRequest),
+    Failure("no quota", stub.error(429, code="insufficient_quota"), RateLimited),
+    Failure("rate limit", stub.limited(), RateLimited, 2),
+    Failure("rate limit for a minute", stub.limited(**{"Retry-After": "60"}), RateLimited),
+    Failure("rate limit until a date", lambda h: stub.limited(**stub.retry_date(60))(h), RateLimited),
+    Failure("request timeout", stub.error(408), Unavailable, 2),
+    Failure("conflict", stub.error(409), Unavailable, 2),
+    Failure("server error", stub.error(500), Unavailable, 2),
+    Failure("overloaded", stub.error(503), Unavailable, 2),
+    Failure("told not to come back", stub.error(503, {"X-Should-Retry": "false"}), Unavailable),
+    Failure("closed without a word", stub.refuse, Unavailable, 2),
+    Failure("cut in the body", stub.cut, Unavailable, 2),
+    Failure("silence", stub.delay(30), TimedOut),
+    Failure("dripping headers", stub.drip_headers, TimedOut),
+    Failure("dripping body", stub.drip, TimedOut),
+    Failure("dripping error", stub.drip_error, TimedOut),
+    Failure("endless body", stub.flood, UnparsableReply),
+    Failure("compressed unasked", stub.raw(b"\x1f\x8b", headers={"Content-Encoding": "gzip"}), UnparsableReply),
+    Failure("page of HTML", stub.raw(f"<html>{SECRET}</html>".encode(), "text/html"), UnparsableReply),
+    Failure("half JSON", stub.raw(b'{"choices": [{"message": {"content": "' + SECRET.encode()), UnparsableReply),
+    Failure("nested JSON", stub.raw(b"[" * 100_000), UnparsableReply),
+    Failure("not UTF-8", stub.raw(b'{"choices": "\xff\xfe"}'), UnparsableReply),
+    Failure("no bytes", stub.raw(b""), UnparsableReply),
+    Failure("another shape", stub.raw(b'{"answer": "' + SECRET.encode() + b'"}'), UnparsableReply),
+    Failure("choices of another shape", stub.good(choices=[{"text": SECRET}]), UnparsableReply),
+    Failure("content of another shape", stub.good(content=[SECRET]), UnparsableReply),
+    Failure("no choices", stub.good(choices=[]), EmptyReply),
+    Failure("no content", stub.good(content=None), EmptyReply),
+    Failure("blank content", stub.good(content=" \n "), EmptyReply),
+    Failure("thoughts only", stub.good(content=f"<think>{SECRET}</think>"), EmptyReply),
+    Failure("error under status 200", stub.good(error={"message": SECRET}), FailedReply),
+    Failure("cut off by length", stub.good(finish_reason="length"), TruncatedReply),
+    Failure("answer filtered", stub.good(finish_reason="content_filter"), RefusedReply),
+    Failure("refusal", stub.good(refusal=SECRET), RefusedReply),
+    Failure("refusal in words", stub.good(content=f"I'm sorry, I cannot help: {SECRET}"), RefusedReply),
+    Failure("call of a tool", stub.good(content=None, finish_reason="tool_calls"), FailedReply),
+    Failure("unknown end", stub.good(finish_reason=[SECRET]), FailedReply),
+]
+
+
+def openai(url: str) -> Mapping[str, str]:
+    """Return the environment that makes the openai engine ask the server at *url*."""
+    return {
+        "AICACHE_ENGINE": "openai",
+        "AICACHE_OPENAI_BASE_URL": url,
+        "AICACHE_OPENAI_MODEL": MODEL,
+        "AICACHE_OPENAI_API_KEY": KEY,
+        "AICACHE_OPENAI_RETRIES": "1",
+        "AICACHE_OPENAI_TIMEOUT_S": "20",
+    }
+
+
+SERVED: Mapping[str, Callable[[str], Mapping[str, str]]] = {"openai": openai}
+"""By name, how an engine that asks a server is told where it is."""
+each_operation = pytest.mark.parametrize("operation", PROMPT_VERSIONS)
+
+
+@pytest.fixture
+def app(valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """The workers' application on this test's server, as the current one."""
+    monkeypatch.setenv("AICACHE_STRICT", "1")
+    default = _state.default_app
+    made = make_app({"AICACHE_BROKER_URL": valkey.url, "AICACHE_URL": valkey.url})
+    made.conf.aicache_budget_ms = 2000  # the machine that runs the tests may be slow
+    made.set_current()
+    made.set_default()
+    made.finalize()
+    yield made
+    made.close()
+    _state.set_default_app(default)
+    _state._set_current_app(default)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Provider]:
+    import workers.engines.openai_http  # noqa: F401 - loads the SDK, which takes longer than a test's time limit
+
+    running = Provider()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
+    """The stub, answering well; waits between attempts are short."""
+    monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.01)
+    server.recover()
+    server.asked.clear()
+    return server
+
+
+@pytest.fixture(params=SERVED)
+def served(
+    request: pytest.FixtureRequest, app: Celery, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Provider]:
+    """The server behind the engine in force."""
+    for name, text in SERVED[request.param](provider.url).items():
+        monkeypatch.setenv(name, text)
+    engines.load_engine.cache_clear()
+    yield provider
+    asking().close()
+    engines.load_engine.cache_clear()
+
+
+def asking() -> OpenAIEngine:
+    """Return what sends the requests of the engine in force."""
+    engine: Any = engines.current_engine()
+    found: OpenAIEngine = getattr(engine, "_asked", engine)
+    return found
+
+
+@contextmanager
+def changed(**settings: Any) -> Iterator[None]:
+    """Change settings of the engine in force that are not in the key."""
+    engine = asking()
+    usual = engine.settings
+    engine.settings = dataclasses.replace(usual, **settings)
+    engine.close()
+    try:
+        yield
+    finally:
+        engine.settings = usual
+        engine.close()
+
+
+def call(operation: str) -> dict[str, Any]:
+    question = {"question": QUESTION} if operation == "qa" else {}
+    answer: dict[str, Any] = getattr(tasks, operation)(TEXT, **question)
+    return answer
+
+
+def entry(operation: str) -> Any:
+    return getattr(tasks, operation).cache.peek(*([TEXT, QUESTION] if operation == "qa" else [TEXT]))
+
+
+def status(operation: str) -> str:
+    return str(getattr(tasks, operation).cache.last.status)
+
+
+def check_recovered(operation: str) -> None:
+    """The next call computes the real answer and stores it; the one after gets it without asking."""
+    computed = call(operation)
+    assert (computed["success"], status(operation)) == (True, "miss")
+    assert entry(operation).value == computed
+    assert (call(operation), status(operation)) == (computed, "hit")
+
+
+@each_operation
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
+def test_a_failing_server_gives_the_right_error_and_nothing_is_kept(
+    served: Provider, operation: str, failure: Failure, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    served.always = failure.behaviour
+    timeout_s = TIMEOUT_S if failure.error is TimedOut else 20
+    with changed(timeout_s=timeout_s), pytest.raises(failure.error) as caught:
+        call(operation)
+    assert type(caught.value) is failure.error
+    assert len(served.asked) == failure.requests
+    assert entry(operation) is None
+    for shown in (str(caught.value), repr(caught.value), caplog.text):
+        assert not [text for text in ("Ostermere", SECRET, KEY) if text in shown]
+
+    served.recover()
+    served.asked.clear()
+    check_recovered(operation)
+    assert len(served.asked) == 1
+
+
+@each_operation
+def test_a_server_that_is_down_is_the_right_error_and_nothing_is_kept(served: Provider, operation: str) -> None:
+    with changed(base_url=stub.refused_url()), pytest.raises(Unavailable, match="ConnectError"):
+        call(operation)
+    assert entry(operation) is None
+    check_recovered(operation)
+
+
+@each_operation
+def test_usage_and_model_of_an_answer_are_those_of_the_reply(served: Provider, operation: str) -> None:
+    call(operation)
+    kept = entry(operation)
+    assert kept.model == f"{MODEL}-2026-01-01"
+    assert kept.usage == {"input_tokens": 812, "cached_input_tokens": 512, "output_tokens": 96}
+
+
+class TestExtractive:
+    """It asks nobody: it can be missing, and it can find nothing that fits."""
+
+    @pytest.fixture(autouse=True)
+    def _in_force(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv(engines.ENGINE_VARIABLE, "extractive")
+        engines.load_engine.cache_clear()
+        yield
+        engines.load_engine.cache_clear()
+
+    @each_operation
+    def test_a_missing_package_is_the_right_error_and_nothing_is_kept(
+        self, operation: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr("workers.engines.extractive._PACKAGES", ("not-there",))
+            with pytest.raises(MissingExtraError, match=r"aicache-tasks\[extractive\]"):
+                tasks._answer(operation, TEXT, question=QUESTION)
+        check_recovered(operation)
+
+    def test_a_text_of_which_nothing_fits_is_the_right_error_and_is_not_kept(self) -> None:
+        for _ in range(2):
+            with pytest.raises(TruncatedReply):
+                tasks.summarize("word " * 200)
+            assert status("summarize") == "miss"
+        assert tasks.summarize.cache.peek("word " * 200) is None
