@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from aicache_tasks.beat import alert_changed
     from aicache_tasks.cache import AIResponseCache
-    from aicache_tasks.call import annotate
     from aicache_tasks.errors import (
         AICacheError,
         BreakerOpen,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from aicache_tasks.records import MISS, CacheEntry, CallInfo
     from aicache_tasks.settings import Settings
     from aicache_tasks.task import CachedTask
+    from aicache_tasks.work import annotate
 
 __version__: Final = "0.1.0"
 
@@ -50,7 +50,7 @@ _HOMES: Final = {
     "MISS": "records",
     "Settings": "settings",
     "alert_changed": "beat",
-    "annotate": "call",
+    "annotate": "work",
     "install": "installation",
     "register_encoder": "keys",
     "AICacheError": "errors",

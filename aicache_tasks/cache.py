@@ -32,6 +32,7 @@ from aicache_tasks.publish import Publisher
 from aicache_tasks.records import MISS, CacheEntry, Miss
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import Store
+from aicache_tasks.work import Work
 
 
 class AIResponseCache:
@@ -133,20 +134,38 @@ class AIResponseCache:
         """Note that the answer of *call* was not stored."""
         self._publisher.skip(call, reason)
 
-    def computed(self, call: Call, duration_ns: int) -> None:
-        """Note what the body of *call* took."""
-        call.compute_ns = duration_ns
-        self.samples.computed(call)
+    def computed(self, call: Call, work: Work) -> None:
+        """Note what the body of *call* took, and what it cost."""
+        call.work = work
+        self._computed(call.key.operation, call.status, work, call)
 
-    def bypassed(self, operation: str, error: Exception | None = None) -> None:
-        """Count a call that went past the cache: it was asked to, or *error* says why it cannot be keyed."""
+    def computed_past(self, operation: str, status: str, work: Work) -> None:
+        """Note the same of a body that ran without a look-up."""
+        self._computed(operation, status, work, None)
+        self.samples.acknowledge(self.parts.budget())
+
+    def _computed(self, operation: str, status: str, work: Work, call: Call | None) -> None:
+        try:
+            if not work.price(self.settings.prices):
+                self.parts.errors.unpriced(work)
+            self.samples.computed(operation, work, status, call)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not fail a task
+            self.parts.errors.caught(error, "computed")
+
+    def bypassed(self, operation: str, error: Exception | None = None) -> str:
+        """Count a call that went past the cache: it was asked to, or *error* says why it cannot be keyed.
+
+        Return why: ``requested``, or the class of the error.
+        """
         if error is not None:
             self.parts.errors.bypassed(operation, error)
-        self.passed_over(operation, "bypass")
+        reason = "requested" if error is None else type(error).__name__
+        self.passed_over(operation, "bypass", reason)
+        return reason
 
-    def passed_over(self, operation: str, status: str) -> None:
+    def passed_over(self, operation: str, status: str, reason: str = "") -> None:
         """Count a call that is not looked up."""
-        self.samples.noted(operation, "get", status, "")
+        self.samples.noted(operation, "get", status, reason)
         self.samples.acknowledge(self.parts.budget())
 
     def rules(self, operation: str, policy: CachePolicy) -> Rules:
@@ -383,7 +402,8 @@ class AIResponseCache:
         except Exception as error:  # noqa: BLE001 - whatever vary=, tenant= or tags= raise, nobody fails
             self.parts.errors.bypassed(operation, error)
             if step != "invalidate":
-                self.samples.noted(operation, step, *(("bypass", "") if step == "get" else ("skipped", "bypass")))
+                said = ("bypass", type(error).__name__) if step == "get" else ("skipped", "bypass")
+                self.samples.noted(operation, step, *said)
                 self.samples.acknowledge(self.parts.budget())
             return None
         call = Call(key, names, known.rules, self.parts.budget())

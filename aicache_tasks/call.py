@@ -7,8 +7,6 @@ In: the key, the policy's answers, the caller's directives.   Out: a `CallInfo` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 from aicache_tasks.errors import StoreReason
@@ -16,6 +14,7 @@ from aicache_tasks.keys import CacheKey
 from aicache_tasks.policy import NO_DIRECTIVES, Directives
 from aicache_tasks.records import NO_EXTRA, CallInfo, EntryMeta, Sample
 from aicache_tasks.stores.base import NO_FENCE, Budget
+from aicache_tasks.work import Work
 
 
 class Rules(NamedTuple):
@@ -44,16 +43,15 @@ class Call:
     seen = NO_FENCE
     status, reason, source = "miss", "", ""
     set_status = set_reason = ""
-    key_ns = get_ns = decode_ns = compute_ns = set_ns = 0
+    key_ns = get_ns = decode_ns = set_ns = 0
     raw_bytes = stored_bytes = 0
     age_ms = 0
     meta_bytes = b""  # of the entry that was hit
     asked_s = 0.0  # monotonic, before the tokens were read: until when L1 may trust them counts from here
     held: tuple[StoreReason, str] | None = None  # reason and detail of the fault that leaves no tokens
     kept = False
-    model: str | None = None
-    usage: dict[str, int] | None = None
-    cost: float | None = None
+    work: Work | None = None
+    """What its body took, if it ran."""
 
     def __init__(
         self,
@@ -108,7 +106,8 @@ class Call:
 
     def meta(self) -> EntryMeta:
         """Return what the frame will say about its body."""
-        return EntryMeta(self.model, self.usage, self.cost, self.compute_ns, self.key.text_length)
+        length = self.key.text_length
+        return EntryMeta(text_length=length) if self.work is None else self.work.meta(length)
 
     def info(self) -> CallInfo:
         """Return how the call went."""
@@ -119,7 +118,7 @@ class Call:
             self.key.redis_key,
             self.key_ns / 1e6,
             self.get_ns / 1e6,
-            self.compute_ns / 1e6,
+            0.0 if self.work is None else self.work.compute_ns / 1e6,
             self.set_ns / 1e6,
             self.raw_bytes,
             self.stored_bytes,
@@ -128,42 +127,3 @@ class Call:
             self.age_s,
             self.source,
         )
-
-
-_MAX_COUNT = 2**53
-
-CURRENT: ContextVar[Call | None] = ContextVar("aicache_call", default=None)
-"""The call whose body is running, None outside of a cached body."""
-
-
-def annotate(
-    *, model: str | None = None, usage: Mapping[str, int] | None = None, cost: float | Decimal | None = None
-) -> None:
-    """Say in a task's body what the answer took; it is kept with the entry.
-
-    Outside of a cached body, or when nothing will be stored, this does nothing. It never raises: the answer is paid for
-    by then. What is not of the kind said below is left out, such as the nested details of a provider's usage.
-
-    Args:
-        model: the model that answered, which may be a fallback.
-        usage: counts such as ``{"input_tokens": 812, "output_tokens": 96}``; repeated calls add up.
-        cost: in your currency; repeated calls add up.
-    """
-    call = CURRENT.get()
-    if call is None:
-        return
-    if isinstance(usage, Mapping):
-        call.usage = _added(call.usage, usage)
-    if isinstance(cost, (int, float, Decimal)) and not isinstance(cost, bool):
-        call.cost = (0.0 if call.cost is None else call.cost) + float(cost)
-    if isinstance(model, str):
-        call.model = model
-
-
-def _added(have: Mapping[str, int] | None, more: Mapping[Any, Any]) -> dict[str, int]:
-    """Return *have* with the whole numbers of *more* added."""
-    total = dict(have or {})
-    for name, count in more.items():
-        if type(name) is str and type(count) is int and abs(count) < _MAX_COUNT:
-            total[name] = total.get(name, 0) + count
-    return total

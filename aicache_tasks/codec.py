@@ -79,6 +79,7 @@ class _Meta(msgspec.Struct, array_like=True):
     cost: float | None = None
     compute_ns: int = 0
     text_length: int = 0
+    prices: str = ""
 
 
 class Codec:
@@ -247,7 +248,7 @@ def decode_meta(data: bytes) -> EntryMeta:
         meta = _META.decode(data)
     except (ValueError, RecursionError):
         raise CorruptPayload("metadata") from None
-    return EntryMeta(meta.model, meta.usage, meta.cost, meta.compute_ns, meta.text_length)
+    return EntryMeta(meta.model, meta.usage, meta.cost, meta.compute_ns, meta.text_length, meta.prices)
 
 
 def encode_meta(meta: EntryMeta) -> bytes:
@@ -258,7 +259,8 @@ def encode_meta(meta: EntryMeta) -> bytes:
     """
     usage = None if meta.usage is None else dict(meta.usage)
     try:
-        data = encode(_Meta(meta.model, usage, meta.cost, meta.compute_ns, meta.text_length))
+        said = (meta.model, usage, meta.cost, meta.compute_ns, meta.text_length)
+        data = encode((*said, meta.prices) if meta.prices else said)
         _META.decode(data)
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise NotStorable("not_roundtrip", "metadata") from None

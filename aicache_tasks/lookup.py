@@ -277,6 +277,7 @@ def entry_of(call: Call, hit: Hit, now_ms: int) -> CacheEntry:
         key=call.key.redis_key,
         operation=call.key.operation,
         source="memory" if call.source == "memory" else "redis",
+        prices=meta.prices,
     )
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from aicache_tasks.call import Call
 from aicache_tasks.codec import Codec, encode_meta
+from aicache_tasks.durations import shorten
 from aicache_tasks.errors import KeyEncodingError, NotStorable
 from aicache_tasks.keys import CacheKey, CacheKeyGenerator, key_sample
 from aicache_tasks.local import LocalCache
@@ -28,6 +29,7 @@ from aicache_tasks.signals import raised_by_handler
 from aicache_tasks.stores import open_store
 from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.guard import Breaker, Guard
+from aicache_tasks.work import Work
 
 log = logging.getLogger("aicache_tasks")
 _MAX_KINDS = 1000
@@ -90,6 +92,15 @@ class InternalErrors:
         if self._is_first(kind):
             why = str(error) if known else f"{type(error).__name__} of vary=, tenant= or tags=, or a wrong argument"
             log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
+
+    def unpriced(self, work: Work) -> None:
+        """Count an answer whose tokens have no price; warn once for each model."""
+        if not self._is_first(f"unpriced:{work.prices}:{work.model}"):
+            return
+        model = "with no model (annotate(model=…))" if work.model is None else f"of model {shorten(work.model)}"
+        text = "aicache.prices %s: answers %s took tokens (%s) that have no price in aicache_prices['models']"
+        kinds = ", ".join(map(shorten, work.usage or ()))
+        log.warning(text, work.prices, model, kinds, extra={"aicache": {"model": work.model, "prices": work.prices}})
 
     def _is_first(self, kind: str) -> bool:
         if len(self.counts) < _MAX_KINDS or kind in self.counts:
@@ -155,11 +166,15 @@ class Samples:
         """Note what *key* took, if no look-up follows that would say it."""
         self.record(key_sample(key, self._now_ms() / 1000, took_ns))
 
-    def computed(self, call: Call) -> None:
-        """Note what the body of *call* took."""
-        sample = call.sample(self._now_ms() / 1000, "compute", call.status, call.reason, call.compute_ns)
+    def computed(self, operation: str, work: Work, why: str, call: Call | None = None) -> None:
+        """Note what a body of *operation* took; *why* it ran is its call's status, *call* None if it had no look-up."""
+        at_s, took = self._now_ms() / 1000, work.compute_ns
+        if call is None:
+            sample, meta = Sample(at_s, operation, "compute", work.outcome, why, took), work.meta()
+        else:
+            sample, meta = call.sample(at_s, "compute", work.outcome, why, took), call.meta()
         with contextlib.suppress(NotStorable):  # such as a sum of tokens over 64 bits: the timing is sound
-            sample = sample._replace(meta=encode_meta(call.meta()))
+            sample = sample._replace(meta=encode_meta(meta))
         self.record(sample)
 
     def noted(self, operation: str, step: str, status: str, reason: str) -> None:

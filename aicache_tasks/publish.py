@@ -79,7 +79,7 @@ class Publisher:
         }
 
     def _check(self, call: Call, value: Any) -> None:
-        if call.directives.no_store:
+        if call.directives.no_store or (call.work is not None and call.work.no_store):
             raise _Skipped("no_store")
         if not self._may_store(call, value):
             raise _Skipped("store_if")

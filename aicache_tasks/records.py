@@ -69,17 +69,25 @@ class SampleSink(Protocol):
 
 
 class EntryMeta(NamedTuple):
-    """What a frame says about its body beside sizes and times."""
+    """What a frame says about its body beside sizes and times.
+
+    ``cost`` is in your currency, a whole number of millionths. ``prices`` is the version of ``aicache_prices`` that
+    gave it, or that did not know the model if there is none; empty if the body said the cost, or nobody did.
+    """
 
     model: str | None = None
     usage: Mapping[str, int] | None = None
     cost: float | None = None
     compute_ns: int = 0
     text_length: int = 0
+    prices: str = ""
 
 
 class CacheEntry(NamedTuple):
-    """A stored answer. ``value`` is a fresh object: changing it changes no other hit."""
+    """A stored answer. ``value`` is a fresh object: changing it changes no other hit.
+
+    ``cost`` is what it cost when it was computed, by the ``prices`` of that version; empty: the body said it.
+    """
 
     value: Any
     age_s: float
@@ -93,10 +101,14 @@ class CacheEntry(NamedTuple):
     key: str
     operation: str
     source: Literal["redis", "memory"]
+    prices: str = ""
 
 
 class CallInfo(NamedTuple):
-    """How one call went: ``self.request.aicache`` in a body's task, ``task.cache.last`` after a direct call."""
+    """How one call went: ``self.request.aicache`` in a body's task, ``task.cache.last`` after a direct call.
+
+    ``compute_ms`` is what the body took, if it ran: also where nothing was looked up or stored, and where it raised.
+    """
 
     status: str
     reason: str

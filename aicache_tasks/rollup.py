@@ -215,8 +215,11 @@ def _enter(ledger: Ledger, metas: Sequence[bytes]) -> int:
         meta = _meta(data)
         if 0 < meta.compute_ns <= _MOST:
             compute_ns += times * meta.compute_ns
-        if meta.cost is not None and 0 < meta.cost < _MOST / _MICROS:
-            ledger.cost_micros += times * round(meta.cost * _MICROS)
+        if meta.cost is not None:
+            if 0 < meta.cost < _MOST / _MICROS:
+                ledger.pay(meta.prices[:_LABEL_CHARS], times * round(meta.cost * _MICROS))
+        elif meta.prices:
+            ledger.miss_price((meta.model or "")[:_LABEL_CHARS], times)
         for name, tokens in (meta.usage or {}).items():
             if 0 < tokens <= _MOST:
                 ledger.count(name[:_LABEL_CHARS], times * tokens)

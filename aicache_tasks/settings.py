@@ -21,6 +21,8 @@ from aicache_tasks import checks
 from aicache_tasks.checks import OPERATION_TTLS_S, TEXT_TIERS, URL_SCHEMES
 from aicache_tasks.durations import show_duration
 from aicache_tasks.errors import SettingsError
+from aicache_tasks.prices import Prices
+from aicache_tasks.prices import parse as parse_prices
 
 PREFIX: Final = "aicache_"
 MASK: Final = "********"
@@ -171,6 +173,13 @@ class Settings:
         50, checks.whole(1, 2**31), "Invalidations in an hour that give a warning."
     )
     invalidations_critical_per_hour: int = _setting(100, checks.whole(1, 2**31), "… and from which it is critical.")
+    prices: Prices | None = _setting(  # noqa: RUF009 - it is frozen
+        None,
+        parse_prices,
+        "What models cost per 1,000,000 tokens; in the environment JSON, or the path of a JSON file. See "
+        "[operations](operations.md#what-it-costs-and-saves).",
+    )
+
     hit_rate_floor: float = _setting(0.0, checks.number(0.0, 1.0), "A hit rate below this gives a warning; 0 is off.")
     hit_rate_min_lookups: int = _setting(
         100, checks.whole(1, 2**31), "Fewer look-ups than this say nothing of the hit rate."

@@ -23,8 +23,10 @@ from aicache_tasks.errors import CorruptPayload, UnknownPayload
 from aicache_tasks.records import HIT_STATUSES
 from aicache_tasks.sketch import MAX_BUCKETS, PER_OCTAVE, Distribution, PackedBuckets, pack_buckets
 
-SCHEMA: Final = 1
-"""Version of the bytes and of the JSON; docs/summary-record.schema.json describes it."""
+SCHEMA: Final = 2
+"""Version of the JSON; docs/summary-record.schema.json describes it."""
+FORMAT: Final = 1
+"""Version of the bytes, which stays as long as an older version can read what a newer one writes."""
 PERCENTILES: Final = (50, 90, 95, 99)
 OTHER: Final = "~other"
 """What names stand under once a record has as many as it may."""
@@ -46,7 +48,7 @@ _WORDS: Final = (
     b"\x93\xcf\x00\x00\x82\xacinput_tokens\xcd\xadoutput_tokens\xcd\xce\x00"
 )
 """What records usually say, in MessagePack, for zlib: it saves a third of a quiet minute. Part of the format."""
-_HEAD: Final = b"aR" + bytes((SCHEMA,))
+_HEAD: Final = b"aR" + bytes((FORMAT,))
 _MOST: Final = 2**63 - 1
 
 _Whole = Annotated[int, Meta(ge=0, le=_MOST)]
@@ -61,18 +63,34 @@ class Ledger:
 
     compute_ns: int = 0
     tokens: Counter[str] = field(default_factory=Counter)
-    cost_micros: int = 0
-    """Millionths of your currency."""
+    costs: Counter[str] = field(default_factory=Counter)
+    """Millionths of your currency by version of the prices; empty: bodies said so themselves."""
+    unpriced: Counter[str] = field(default_factory=Counter)
+    """Answers whose tokens have no price, by model."""
+
+    @property
+    def cost_micros(self) -> int:
+        """Cost by all prices, millionths of your currency."""
+        return self.costs.total()
 
     def count(self, name: str, tokens: int) -> None:
         """Add *tokens* of a kind."""
         tally(self.tokens, name, tokens, OTHER)
 
+    def pay(self, prices: str, micros: int) -> None:
+        """Add a cost by a version of the prices."""
+        tally(self.costs, prices, micros, OTHER)
+
+    def miss_price(self, model: str, answers: int) -> None:
+        """Add answers of a model without a price."""
+        tally(self.unpriced, model, answers, OTHER)
+
     def merge(self, other: Ledger) -> None:
         """Add *other*."""
         self.compute_ns += other.compute_ns
-        self.cost_micros += other.cost_micros
         _add(self.tokens, other.tokens, OTHER)
+        _add(self.costs, other.costs, OTHER)
+        _add(self.unpriced, other.unpriced, OTHER)
 
 
 @dataclass(slots=True)
@@ -193,8 +211,8 @@ class SummaryRecord:
         """
         if len(data) < len(_HEAD) or data[:2] != _HEAD[:2]:
             raise CorruptPayload("no summary record")
-        if data[2] != SCHEMA:
-            raise UnknownPayload(f"summary record of version {data[2]}, not {SCHEMA}")
+        if data[2] != FORMAT:
+            raise UnknownPayload(f"summary record of version {data[2]}, not {FORMAT}")
         try:
             return _unpacked(_decoder.decode(_inflated(data[3:])), operation, resolution, start)
         except (ValueError, RecursionError, zlib.error):  # its text may quote what was read
@@ -259,8 +277,13 @@ def _spread_json(spread: Distribution, unit: str, sketch: bool) -> dict[str, Any
 
 
 def _ledger_json(ledger: Ledger) -> dict[str, Any]:
-    tokens = dict(sorted(ledger.tokens.items()))
-    return {"seconds": ledger.compute_ns / 1e9, "tokens": tokens, "cost": ledger.cost_micros / 1e6}
+    return {
+        "seconds": ledger.compute_ns / 1e9,
+        "tokens": dict(sorted(ledger.tokens.items())),
+        "cost": ledger.cost_micros / 1e6,
+        "cost_by_prices": {prices: micros / 1e6 for prices, micros in sorted(ledger.costs.items())},
+        "unpriced": dict(sorted(ledger.unpriced.items())),
+    }
 
 
 # The bytes. A newer version may add fields at the end.
@@ -279,6 +302,9 @@ class _LedgerBytes(msgspec.Struct, array_like=True):
     compute_ns: _Whole
     tokens: Annotated[dict[_Text, _Whole], _Names]
     cost_micros: _Whole
+    """In all, which is what a version reads that does not know the next field."""
+    costs: Annotated[dict[_Text, _Whole], _Names] = msgspec.field(default_factory=dict)
+    unpriced: Annotated[dict[_Text, _Whole], _Names] = msgspec.field(default_factory=dict)
 
 
 class _RecordBytes(msgspec.Struct, array_like=True):
@@ -351,12 +377,19 @@ def _unpacked_spread(held: _Spread, packed: PackedBuckets, per_octave: int = PER
 
 
 def _packed_ledger(ledger: Ledger) -> _LedgerBytes:
-    tokens = {name: _bounded(count) for name, count in sorted(ledger.tokens.items())}
-    return _LedgerBytes(_bounded(ledger.compute_ns), tokens, _bounded(ledger.cost_micros))
+    tokens, costs, unpriced = (_packed_names(names) for names in (ledger.tokens, ledger.costs, ledger.unpriced))
+    return _LedgerBytes(_bounded(ledger.compute_ns), tokens, _bounded(ledger.cost_micros), costs, unpriced)
+
+
+def _packed_names(counts: Mapping[str, int]) -> dict[str, int]:
+    return {name: _bounded(count) for name, count in sorted(counts.items())}
 
 
 def _unpacked_ledger(held: _LedgerBytes) -> Ledger:
-    return Ledger(held.compute_ns, Counter(held.tokens), held.cost_micros)
+    ledger = Ledger(held.compute_ns, Counter(held.tokens), Counter(held.costs), Counter(held.unpriced))
+    if (said := held.cost_micros - ledger.cost_micros) > 0:  # an older version's, which knows of no prices
+        ledger.pay("", said)
+    return ledger
 
 
 def _bounded(number: int) -> int:

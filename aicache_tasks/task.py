@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from celery import Task
 
-from aicache_tasks.call import CURRENT
 from aicache_tasks.directed import Directed
 from aicache_tasks.errors import NotCached, SettingsError
 from aicache_tasks.fingerprint import fingerprint
@@ -22,6 +21,7 @@ from aicache_tasks.policy import AUTO_VERSION, CachePolicy, check_directives
 from aicache_tasks.redaction import REQUEST, hides_arguments, redacted_options, redacted_request
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.taskcache import TaskCache
+from aicache_tasks.work import CURRENT
 
 
 class _CacheAttribute:
@@ -154,9 +154,9 @@ class CachedTask(Task):  # type: ignore[type-arg] # generic only in its type stu
 
 def _do_not_store() -> None:
     """Keep what the body that runs here returns out of the cache."""
-    call = CURRENT.get()
-    if call is not None:
-        call.directives = call.directives._replace(no_store=True)
+    work = CURRENT.get()
+    if work is not None:
+        work.no_store = True
 
 
 def _adopt_policy(cls: type[CachedTask]) -> None:

@@ -20,7 +20,7 @@ from kombu.serialization import dumps, loads
 
 from aicache_tasks.binding import Bound, make_binder, make_mapper, option_defaults
 from aicache_tasks.cache import AIResponseCache
-from aicache_tasks.call import CURRENT, Call, Rules
+from aicache_tasks.call import Call, Rules
 from aicache_tasks.canonical import is_plain
 from aicache_tasks.directed import HEADER
 from aicache_tasks.errors import DirectiveError, KeyEncodingError, NotCached
@@ -31,6 +31,7 @@ from aicache_tasks.policy import AUTO_VERSION, NO_DIRECTIVES, CachePolicy, Direc
 from aicache_tasks.records import MISS, CacheEntry, CallInfo
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.telling import Telling
+from aicache_tasks.work import Work
 
 log = logging.getLogger("aicache_tasks")
 Body = Callable[..., Any]
@@ -195,14 +196,14 @@ class TaskCache:
         self, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives, request: Any
     ) -> Any:
         if self._is_off(request):
-            return self._past("disabled", body, args, kwargs, directives, request)
+            return self._past(self._past_info("disabled"), None, body, args, kwargs, directives, request)
         plan = self.plan
         if plan.mode.is_off and plan.mode.is_still_off(plan.cache.parts.budget()):
             plan.cache.passed_over(plan.operation, "disabled")
-            return self._past("disabled", body, args, kwargs, directives, request)
+            return self._past(self._past_info("disabled"), plan.cache, body, args, kwargs, directives, request)
         call = self._begin(plan, args, kwargs, directives)
-        if call is None:
-            return self._past("bypass", body, args, kwargs, directives, request)
+        if isinstance(call, str):
+            return self._past(self._past_info("bypass", call), plan.cache, body, args, kwargs, directives, request)
         hit = plan.cache.find(call)
         info = call.info()
         self._telling.note(info, request)
@@ -212,30 +213,41 @@ class TaskCache:
             self._telling.returned(info, request)
             return hit.value
         if call.status == "disabled":
-            return self._past("disabled", body, args, kwargs, directives, request)
+            return self._past(self._past_info("disabled"), plan.cache, body, args, kwargs, directives, request)
         self._refuse_to_compute(directives, info, request)
         return self._compute(plan, call, body, args, kwargs, request)
 
+    def _past_info(self, status: str, reason: str = "") -> CallInfo:
+        return CallInfo(status, reason, self._operation, "")
+
     def _past(
         self,
-        status: str,
+        info: CallInfo,
+        cache: AIResponseCache | None,
         body: Body,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         directives: Directives,
         request: Any,
     ) -> Any:
-        """Run the body with no look-up and no store."""
-        info = CallInfo(status, "", self._operation, "")
+        """Run the body with no look-up and no store; it is paid all the same. *cache* is None if there may be none."""
         self._telling.note(info, request)
         self._refuse_to_compute(directives, info, request)
+        work = Work()
         try:
-            value = body(*args, **kwargs)
+            value = work.run(body, args, kwargs)
         except BaseException:
-            self._telling.raised(info, request)
+            self._telling.raised(self._worked_past(info, cache, work, request), request)
             raise
-        self._telling.returned(info, request)
+        self._telling.returned(self._worked_past(info, cache, work, request), request)
         return value
+
+    def _worked_past(self, info: CallInfo, cache: AIResponseCache | None, work: Work, request: Any) -> CallInfo:
+        info = info._replace(compute_ms=work.compute_ns / 1e6)
+        self._telling.note(info, request)
+        if cache is not None:
+            cache.computed_past(self._operation, info.status, work)
+        return info
 
     def _refuse_to_compute(self, directives: Directives, info: CallInfo, request: Any) -> None:
         if directives.only_if_cached:
@@ -246,19 +258,18 @@ class TaskCache:
         self, plan: _Plan, call: Call, body: Body, args: tuple[Any, ...], kwargs: dict[str, Any], request: Any
     ) -> Any:
         """Run the body and store its answer before it is returned: a redelivery is then not paid twice."""
-        token, started = CURRENT.set(call), perf_counter_ns()
+        work = Work()
         try:
-            value = body(*args, **kwargs)
+            value = work.run(body, args, kwargs)
         except BaseException:
+            plan.cache.computed(call, work)
             plan.cache.skip(call, "body_failed")
             info = call.info()
             self._telling.note(info, request)
             self._telling.raised(info, request)
             plan.cache.samples.acknowledge(call.budget)
             raise
-        finally:
-            CURRENT.reset(token)
-        plan.cache.computed(call, perf_counter_ns() - started)
+        plan.cache.computed(call, work)
         plan.cache.publish(call, value)
         info = call.info()
         self._telling.note(info, request)
@@ -278,19 +289,17 @@ class TaskCache:
         in_worker = request is not None and not request.is_eager
         return not in_worker and not settings.eager and self._runtime.always_eager()
 
-    def _begin(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call | None:
-        """Return the call, None if it bypasses the cache: the caller asked for it, or it cannot be keyed."""
+    def _begin(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call | str:
+        """Return the call, or why it bypasses the cache: the caller asked for it, or it cannot be keyed."""
         if directives.bypass:
-            plan.cache.bypassed(plan.operation)
-            return None
+            return plan.cache.bypassed(plan.operation)
         try:
             return self._keyed(plan, args, kwargs, directives)
         except Exception as error:  # whatever vary=, tenant= or tags= raise, the body still runs
             expected = isinstance(error, (TypeError, ValueError))  # cannot be keyed, a wrong call, a tag with no text
             if steers(error) or (plan.cache.parts.errors.strict and not expected):
                 raise
-            plan.cache.bypassed(plan.operation, error)
-            return None
+            return plan.cache.bypassed(plan.operation, error)
 
     # From arguments to a call.
 

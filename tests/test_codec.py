@@ -575,7 +575,7 @@ class TestFrame:
             seal(Codec(max_entry_bytes=100), bytes(101))
 
     @pytest.mark.parametrize(
-        "meta", [EntryMeta(), META, EntryMeta(cost=3), EntryMeta(usage={}), EntryMeta(model="m", compute_ns=2**60)]
+        "meta", [EntryMeta(), META, EntryMeta(cost=3), EntryMeta(usage={}), EntryMeta(model="m", compute_ns=2**60, prices="2")]
     )
     def test_metadata_comes_back(self, meta: EntryMeta) -> None:
         codec = Codec()
@@ -597,7 +597,7 @@ class TestFrame:
 
     def test_metadata_may_have_grown_at_the_end(self) -> None:
         opened = Codec().open(seal(Codec(), Codec().dump(1)).data, DIGEST)
-        grown = msgpack.packb(["m", None, None, 5, 6, "from a later version"])
+        grown = msgpack.packb(["m", None, None, 5, 6, "", "from a later version"])
         assert Codec().meta(opened._replace(meta_bytes=grown)) == EntryMeta("m", None, None, 5, 6)
 
     def test_threads_share_a_codec(self) -> None:

@@ -42,7 +42,8 @@ def distributions(draw: st.DrawFn, per_octave: int = 35) -> Distribution:
     return spread
 
 
-ledgers = st.builds(Ledger, wholes, st.dictionaries(names, positives, max_size=4).map(Counter), wholes)
+counters = st.dictionaries(names, positives, max_size=4).map(Counter)
+ledgers = st.builds(Ledger, wholes, counters, counters, counters)
 records = st.builds(
     SummaryRecord,
     names,
@@ -69,7 +70,8 @@ def a_record() -> SummaryRecord:
     record.ages.add([5, 500, 50_000])
     record.tiers["large"] = 3
     record.raw_bytes, record.stored_bytes, record.served_bytes = 1000, 400, 3000
-    record.saved = Ledger(9 * 10**9, Counter(input_tokens=300), 1_500_000)
+    record.saved = Ledger(9 * 10**9, Counter(input_tokens=300), Counter({"2026-11": 1_250_000, "": 250_000}))
+    record.saved.unpriced["m-2"] = 4
     return record
 
 
@@ -114,10 +116,13 @@ class TestAdding:
         for number in range(MAX_NAMES + 50):
             name, part = f"n{number}", SummaryRecord("shout", "minute", 0)
             part.counts["get", "miss", name] = part.tiers[name] = part.saved.tokens[name] = 2
+            part.saved.costs[name] = part.saved.unpriced[name] = 2
             part.step(name).add([1000])
             record.merge(part)
         assert len(record.counts) == len(record.tiers) == len(record.saved.tokens) == len(record.steps) == MAX_NAMES + 1
         assert record.tiers[OTHER] == record.saved.tokens[OTHER] == record.counts[OTHER, OTHER, ""] == 100
+        assert len(record.saved.costs) == len(record.saved.unpriced) == MAX_NAMES + 1
+        assert record.saved.costs[OTHER] == record.saved.unpriced[OTHER] == 100
         assert record.steps[OTHER].count == 50
         assert record.counts.total() == 2 * (MAX_NAMES + 50)
         assert read_back(record) == record
@@ -145,6 +150,16 @@ class TestBytes:
     def test_a_field_that_a_newer_version_added_at_the_end_does_not_matter(self) -> None:
         data = repacked(msgspec.msgpack.encode([*parts_of(a_record()), "new"]))
         assert SummaryRecord.unpack(data, "shout", "minute", 60) == a_record()
+
+    def test_a_cost_of_before_there_were_prices_is_what_bodies_said(self) -> None:
+        read = SummaryRecord.unpack(forged(saved=[9, {"input_tokens": 3}, 700]), "shout", "minute", 60)
+        assert (read.saved.costs, read.saved.cost_micros, read.saved.unpriced) == ({"": 700}, 700, {})
+
+    def test_an_older_version_reads_the_cost_in_all_and_what_it_adds_is_not_lost(self) -> None:
+        compute_ns, tokens, cost, costs, _ = parts_of(a_record())[5]
+        assert (cost, costs) == (1_500_000, {"": 250_000, "2026-11": 1_250_000})
+        kept = SummaryRecord.unpack(forged(saved=[compute_ns, tokens, cost + 50, costs]), "shout", "minute", 60)
+        assert kept.saved.costs == {"": 250_050, "2026-11": 1_250_000}
 
     def test_another_version_is_unknown_not_damaged(self) -> None:
         data = a_record().pack()
@@ -309,7 +324,10 @@ class TestJson:
         assert told["age_at_hit"]["max_ms"] == 50_000
         assert told["bytes"] == {"raw": 1000, "stored": 400, "served": 3000}
         assert (told["lost_samples"], told["undecodable_batches"], told["damaged_records"]) == (7, 8, 9)
-        assert told["saved"] == {"seconds": 9.0, "tokens": {"input_tokens": 300}, "cost": 1.5}
+        assert told["saved"] == {
+            "seconds": 9.0, "tokens": {"input_tokens": 300}, "cost": 1.5,
+            "cost_by_prices": {"": 0.25, "2026-11": 1.25}, "unpriced": {"m-2": 4},
+        }  # fmt: skip
 
     def test_a_sketch_is_what_the_schema_says_it_is(self) -> None:
         told = a_record().as_json()
@@ -366,7 +384,8 @@ def busy_record(rng: random.Random, lookups: int) -> SummaryRecord:
     record.tiers.update(large=lookups // 2, small=lookups // 4, medium=lookups - lookups // 2 - lookups // 4)
     record.raw_bytes, record.stored_bytes, record.served_bytes = 4100 * misses, 2000 * misses, 4100 * hits
     for ledger, count in ((record.saved, hits), (record.spent, misses)):
-        ledger.compute_ns, ledger.cost_micros = 912_345_678 * count, 1234 * count
+        ledger.compute_ns = 912_345_678 * count
+        ledger.pay("2026-11", 1234 * count)
         ledger.tokens.update({name: tokens * count for name, tokens in META_TOKENS.items()})
     return record
 

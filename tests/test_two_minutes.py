@@ -99,6 +99,11 @@ def _add_run(of: Sums, run: Sums) -> None:
     status = run["status"]
     counts["get", status, run["reason"]] += 1
     of["tiers"][_tier(run)] += 1
+    if run["compute_ms"]:  # a body ran; all say what they take before anything else
+        outcome = "failed" if run["set_reason"] == "body_failed" else "success"
+        counts["compute", outcome, status] += 1
+        timed["compute"] += _ns(run["compute_ms"])
+        of["spent"].update(tokens=run["text_length"], micros=round(run["cost"] * MICROS))
     if status == "bypass":
         return
     counts["key", "success", ""] += 1
@@ -113,10 +118,6 @@ def _add_run(of: Sums, run: Sums) -> None:
         return
     counts["set", run["set_status"], run["set_reason"]] += 1
     timed["set"] += _ns(run["set_ms"])
-    if run["set_reason"] != "body_failed":
-        counts["compute", status, run["reason"]] += 1
-        timed["compute"] += _ns(run["compute_ms"])
-        of["spent"].update(tokens=run["text_length"], micros=round(run["cost"] * MICROS))
     if run["stored_bytes"] < run["raw_bytes"]:
         counts["compress", "success", ""] += 1
     if run["set_status"] == "success":
@@ -271,7 +272,9 @@ def check_variety(totals: dict[str, SummaryRecord]) -> None:
         ("get", "miss", "invalidated"),
         ("get", "miss", "expired"),
         ("get", "refresh", ""),
-        ("get", "bypass", ""),
+        ("get", "bypass", "requested"),
+        ("compute", "success", "bypass"),
+        ("compute", "failed", "miss"),
         ("set", "success", ""),
         ("set", "skipped", "body_failed"),
         ("set", "skipped", "no_store"),

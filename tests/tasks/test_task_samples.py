@@ -53,7 +53,7 @@ class TestDurable:
         assert shout("a") == "A"
         missed = {
             ("get", "miss", "key_not_found"): 1,
-            ("compute", "miss", "key_not_found"): 1,
+            ("compute", "success", "miss"): 1,
             ("set", "success", ""): 1,
         }
         assert steps(client) == missed
@@ -70,13 +70,22 @@ class TestDurable:
     def test_a_body_that_failed(self, shout: Any, client: Any) -> None:
         with pytest.raises(KeyError):
             shout("fail")
-        assert steps(client) == {("get", "miss", "key_not_found"): 1, ("set", "skipped", "body_failed"): 1}
+        assert steps(client) == {
+            ("get", "miss", "key_not_found"): 1,
+            ("compute", "failed", "miss"): 1,
+            ("set", "skipped", "body_failed"): 1,
+        }
 
     def test_a_call_that_goes_past_the_cache(self, shout: Any, client: Any) -> None:
         shout.with_cache(bypass=True)("a")
         with pytest.raises(AttributeError):
             shout(object())  # cannot be keyed
-        assert steps(client) == {("get", "bypass", ""): 2}
+        assert steps(client) == {
+            ("get", "bypass", "requested"): 1,
+            ("compute", "success", "bypass"): 1,
+            ("get", "bypass", "KeyEncodingError"): 1,
+            ("compute", "failed", "bypass"): 1,
+        }
 
     def test_a_call_that_may_not_compute(self, shout: Any, client: Any) -> None:
         with pytest.raises(NotCached):
@@ -129,9 +138,9 @@ class TestWhatIsShipped:
         assert min(took_ns, stored, key_ns, decode_ns) > 0
         assert took_ns > decode_ns
         assert 0 <= age_ms < 60_000
-        computed = decode_meta(rows["compute", "miss"][13])
+        computed = decode_meta(rows["compute", "success"][13])
         assert (computed.model, computed.usage, computed.cost) == ("m-1", {"input_tokens": 7}, 0.25)
-        assert computed.compute_ns == rows["compute", "miss"][5]
+        assert computed.compute_ns == rows["compute", "success"][5]
         assert decode_meta(meta) == computed
         assert rows["get", "miss"][11:] == (0, 0, b"")
         assert rows["get", "miss"][10] > 0

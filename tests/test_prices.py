@@ -1,0 +1,274 @@
+"""What models cost: which prices may be set, and what tokens cost by them."""
+
+from __future__ import annotations
+
+import decimal
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aicache_tasks.errors import SettingsError
+from aicache_tasks.prices import MOST_MICROS, Price, Prices, counts_tokens, is_priced, parse, whole
+from aicache_tasks.settings import Settings
+from aicache_tasks.work import Work, annotate
+
+MINI = {"input": 0.15, "cached_input": 0.075, "output": 0.60}
+TABLE: dict[str, Any] = {"version": "2026-11", "currency": "USD", "models": {"mini*": MINI}}
+
+
+def price(**said: Any) -> Price:
+    table = parse("aicache_prices", {"version": "1", "models": {"m": {"input": 1, "output": 4, **said}}})
+    assert table is not None
+    found = table.of("m")
+    assert found is not None
+    return found
+
+
+class TestWhatTokensCost:
+    @pytest.mark.parametrize(
+        ("usage", "micros"),
+        [
+            ({"input_tokens": 100, "output_tokens": 10}, 140),
+            ({"prompt_tokens": 100, "completion_tokens": 10}, 140),
+            ({"input_tokens": 100, "prompt_tokens": 100}, 100),  # two names of one thing
+            ({"input_tokens": 100, "cached_input_tokens": 60}, 40 + 30),  # part of the input
+            ({"input_tokens": 10, "cached_input_tokens": 60}, 30),  # more than all of it
+            ({"input_tokens": 100, "cache_read_input_tokens": 60}, 100 + 30),  # on top of the input
+            ({"input_tokens": 100, "cache_creation_input_tokens": 8}, 100 + 10),
+            ({"input_tokens": -5, "output_tokens": 10}, 40),
+            ({"output_tokens": 10, "reasoning_tokens": 9, "words": 7}, 40),
+            ({}, 0),
+        ],
+    )
+    def test_each_kind_has_its_price(self, usage: dict[str, int], micros: int) -> None:
+        assert price(cached_input=0.5, cache_write=1.25).micros(usage) == micros
+
+    def test_what_is_not_said_costs_what_input_costs(self) -> None:
+        usage = {"input_tokens": 100, "cached_input_tokens": 60, "cache_creation_input_tokens": 5}
+        assert price().micros(usage) == 105
+
+    def test_the_sum_is_rounded_once_half_to_even(self) -> None:
+        by_halves = price(input=0.5, output=0.25)
+        assert [by_halves.micros({"input_tokens": count}) for count in (1, 3, 5)] == [0, 2, 2]
+        assert by_halves.micros({"input_tokens": 1, "output_tokens": 4}) == 2  # 0.5 + 1.0, not 0 + 1
+
+    @given(
+        st.integers(0, 2**53),
+        st.integers(0, 2**53),
+        st.decimals(0, 10**4, places=9),
+        st.decimals(0, 10**4, places=9),
+    )
+    @settings(max_examples=200, deadline=None, database=None)
+    def test_it_is_exact_whatever_the_application_s_decimal_context_says(
+        self, entered: int, left: int, a: Decimal, b: Decimal
+    ) -> None:
+        exact = entered * Fraction(a) + left * Fraction(b)
+        with decimal.localcontext(prec=3, rounding=decimal.ROUND_UP, traps=[decimal.Inexact, decimal.Rounded]):
+            found = price(input=a, output=b).micros({"input_tokens": entered, "output_tokens": left})
+        assert found == min(round(exact), MOST_MICROS)
+
+    def test_no_cost_is_beyond_what_an_entry_can_hold_exactly(self) -> None:
+        assert whole(Decimal("1e300")) == MOST_MICROS
+        assert round(MOST_MICROS / 1e6 * 1e6) == MOST_MICROS
+        assert round((MOST_MICROS - 1) / 1e6 * 1e6) == MOST_MICROS - 1
+
+    def test_words_are_no_tokens_and_not_every_token_has_a_price(self) -> None:
+        assert [counts_tokens(usage) for usage in ({"input_words": 3}, {"tokens": 0}, {"tokens": 3})] == [0, 0, 1]
+        assert [is_priced(usage) for usage in ({"tokens": 3}, {"input_tokens": 0}, {"output_tokens": 1})] == [0, 0, 1]
+
+
+class TestWhichPrice:
+    @pytest.fixture
+    def prices(self) -> Prices:
+        names = ("mini*", "mini-2*", "mini-2-pro", "*")
+        models = {name: {"input": at, "output": at} for at, name in enumerate(names)}
+        found = parse("aicache_prices", {"version": "1", "models": models})
+        assert found is not None
+        return found
+
+    @pytest.mark.parametrize(
+        ("model", "at"),
+        [("mini", 0), ("mini-1", 0), ("mini-2", 1), ("mini-2-pro", 2), ("mini-2-pro-x", 1), ("max", 3), ("", 3),
+         (None, 3), ("mini*", 0), ("MINI", 3)],
+    )  # fmt: skip
+    def test_a_name_goes_before_the_longest_beginning(self, prices: Prices, model: str | None, at: int) -> None:
+        found = prices.of(model)
+        assert found is not None
+        assert found.input == at
+
+    def test_there_may_be_none(self) -> None:
+        prices = parse("aicache_prices", TABLE)
+        assert prices is not None
+        assert prices.of("max") is prices.of(None) is None
+
+
+class TestSetting:
+    def test_a_table(self) -> None:
+        prices = Settings.from_mapping({"aicache_prices": TABLE}).prices
+        assert prices is not None
+        assert (prices.version, prices.currency) == ("2026-11", "USD")
+        mini = Price(Decimal("0.15"), Decimal("0.6"), Decimal("0.075"), Decimal("0.15"))
+        assert prices.models == {"mini*": mini}
+
+    def test_numbers_may_be_written_in_every_way(self) -> None:
+        found = price(input="0.10", output=Decimal("0.30"), cached_input=0, cache_write=1e-7)
+        assert found == (Decimal("0.10"), Decimal("0.30"), 0, Decimal("0.0000001"))
+
+    def test_none(self) -> None:
+        assert Settings().prices is Settings.from_mapping({}, {"AICACHE_PRICES": ""}).prices is None
+
+    def test_the_environment_has_json_or_the_path_of_a_file(self, tmp_path: Path) -> None:
+        text = json.dumps(TABLE)
+        path = tmp_path / "prices.json"
+        path.write_text(text)
+        for said in (text, f"\n {text}", str(path)):
+            assert Settings.from_mapping({}, {"AICACHE_PRICES": said}) == Settings.from_mapping(
+                {"aicache_prices": TABLE}
+            )
+
+    def test_settings_that_are_updated_keep_them(self) -> None:
+        kept = Settings.from_mapping({"aicache_prices": TABLE}).updated({"aicache_ttl": 5})
+        assert kept.prices == parse("aicache_prices", TABLE)
+
+    @pytest.mark.parametrize(
+        ("said", "error"),
+        [
+            (7, r"aicache_prices: must be a table with 'version' and 'models'"),
+            ([], r"aicache_prices: must be a table"),
+            ("[1]", r"aicache_prices: the file '\[1\]' cannot be read: No such file"),
+            ("{", r"aicache_prices: no JSON in '\{'"),
+            ("a\0b", r"aicache_prices: the file .* cannot be read"),
+            ({"models": {}}, r"aicache_prices\['version'\]: is missing"),
+            ({"version": "1"}, r"aicache_prices\['models'\]: is missing"),
+            ({"version": "", "models": {}}, r"aicache_prices\['version'\]: must be a name"),
+            ({"version": "~other", "models": {}}, r"aicache_prices\['version'\]: must be a name"),
+            ({"version": 2026, "models": {}}, r"aicache_prices\['version'\]: 2026 is not a text of up to 64"),
+            ({"version": "1\n", "models": {}}, r"aicache_prices\['version'\]: '1\\n' is not a text"),
+            ({"version": "1", "models": {}, "curency": "USD"}, r"aicache_prices: unknown 'curency'; did you mean 'cur"),
+            ({"version": "1", "models": {}, "currency": 1}, r"aicache_prices\['currency'\]: 1 is not a text"),
+            ({"version": "1", "models": ["m"]}, r"aicache_prices\['models'\]: must map models to prices"),
+            ({"version": "1", "models": {"": MINI}}, r"aicache_prices\['models'\]: '' is not a model's name"),
+            ({"version": "1", "models": {7: MINI}}, r"aicache_prices\['models'\]: 7 is not a model's name"),
+            ({"version": "1", "models": {"a*b": MINI}}, r"aicache_prices\['models'\]: 'a\*b' is not a model's name"),
+            ({"version": "1", "models": {"m": 3}}, r"aicache_prices\['models'\]\['m'\]: must give 'input' and"),
+            ({"version": "1", "models": {"m": {"input": 1}}}, r"\['models'\]\['m'\]\['output'\]: is missing"),
+            ({"version": "1", "models": {"m": MINI | {"inptu": 1}}}, r"\['m'\]: unknown 'inptu'; did you mean 'input'"),
+            *[
+                ({"version": "1", "models": {"m": MINI | {"input": bad}}},
+                 r"aicache_prices\['models'\]\['m'\]\['input'\]: .* is not a price from 0 to 1000000000")
+                for bad in (-1, "free", None, True, float("nan"), float("inf"), "1e10", [1], 10**5000, "")
+            ],
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said_with_its_place(self, said: Any, error: str) -> None:
+        with pytest.raises(SettingsError, match=error):
+            Settings.from_mapping({"aicache_prices": said})
+
+    def test_a_file_that_is_no_text_is_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "prices.json"
+        path.write_bytes(b"\xff\xfe\xff")
+        with pytest.raises(SettingsError, match="cannot be read: it is no text"):
+            Settings.from_mapping({}, {"AICACHE_PRICES": str(path)})
+
+
+def worked(body: Callable[[], Any], prices: Prices | None = None) -> Work:
+    work = Work()
+    work.run(body, (), {})
+    work.is_known = work.price(prices)  # type: ignore[attr-defined]
+    return work
+
+
+class TestWork:
+    @pytest.fixture
+    def prices(self) -> Prices:
+        found = parse("aicache_prices", TABLE)
+        assert found is not None
+        return found
+
+    def test_tokens_are_priced_with_the_version_that_was_asked(self, prices: Prices) -> None:
+        work = worked(lambda: annotate(model="mini-1", usage={"input_tokens": 1000, "output_tokens": 10}), prices)
+        assert (work.micros, work.prices, work.meta().cost) == (156, "2026-11", 0.000156)
+
+    def test_a_cost_that_the_body_says_wins(self, prices: Prices) -> None:
+        said = {"model": "mini-1", "usage": {"input_tokens": 1000}}
+        for cost in (2, 2.0, Decimal(2)):
+            work = worked(lambda cost=cost: annotate(**said, cost=cost), prices)
+            assert (work.micros, work.prices, work.meta().cost) == (2_000_000, "", 2.0)
+
+    def test_costs_add_up_exactly_and_are_rounded_once(self) -> None:
+        def body() -> None:
+            for _ in range(10):
+                annotate(cost=0.1)
+            for _ in range(4):
+                annotate(cost=Decimal("0.0000004"))
+
+        with decimal.localcontext(prec=2):
+            assert worked(body).micros == 1_000_002
+
+    @pytest.mark.parametrize(
+        "cost",
+        [True, "1", float("nan"), float("inf"), Decimal("NaN"), Decimal("sNaN"), Decimal("-Infinity"), 10**400, 1e300,
+         Decimal("1e999999"), 1j, [1]],
+    )  # fmt: skip
+    def test_what_is_no_money_is_left_out(self, cost: Any) -> None:
+        def body() -> None:
+            annotate(cost=cost)
+            annotate(cost=1)
+
+        with decimal.localcontext(traps=[decimal.Inexact, decimal.InvalidOperation, decimal.FloatOperation]):
+            assert worked(body).micros == 1_000_000
+
+    @pytest.mark.parametrize(
+        ("said", "is_known"),
+        [
+            ({"model": "max", "usage": {"input_tokens": 3}}, False),
+            ({"usage": {"input_tokens": 3}}, False),
+            ({"model": "mini-1", "usage": {"other_tokens": 3}}, False),
+            ({"model": "max", "usage": {"words": 3}}, True),
+            ({"model": "max", "usage": {"input_tokens": 0}}, True),
+            ({"model": "max"}, True),
+        ],
+    )
+    def test_tokens_without_a_price_are_told_from_none(
+        self, prices: Prices, said: dict[str, Any], is_known: bool
+    ) -> None:
+        work = worked(lambda: annotate(**said), prices)
+        assert (work.micros, work.is_known, work.prices) == (None, is_known, "" if is_known else "2026-11")  # type: ignore[attr-defined]
+        assert worked(lambda: annotate(**said)).meta().prices == ""
+
+    def test_a_free_model_has_a_cost_of_nothing(self) -> None:
+        prices = parse("aicache_prices", {"version": "1", "models": {"*": {"input": 0, "output": 0}}})
+        assert worked(lambda: annotate(model="m", usage={"input_tokens": 9}), prices).micros == 0
+
+    def test_a_body_within_a_body_takes_its_own(self) -> None:
+        inner = Work()
+
+        def body() -> None:
+            annotate(cost=1)
+            inner.run(annotate, (), {"cost": 5})
+            annotate(cost=2)
+
+        outer = worked(body)
+        inner.price(None)
+        assert (outer.micros, inner.micros) == (3_000_000, 5_000_000)
+        assert outer.compute_ns > inner.compute_ns > 0
+
+    def test_a_body_that_raises_has_taken_what_it_said(self) -> None:
+        work = Work()
+
+        def body() -> None:
+            annotate(cost=1)
+            raise SystemExit
+
+        with pytest.raises(SystemExit):
+            work.run(body, (), {})
+        annotate(cost=7)  # nobody's
+        assert (work.outcome, work.cost) == ("failed", 1)
+        assert work.compute_ns > 0
