@@ -31,7 +31,7 @@ export function cards(element, shown) {
       ? card("Money saved", money(total.saved.cost), [`${money(total.spent.cost)} spent`, since(money(ever.saved.cost))], "metric-card-success") : null,
     card("Look-up, p95", duration(took(total, "get", "p95")), [`p50 ${duration(took(total, "get", "p50"))}, p99 ${duration(took(total, "get", "p99"))}`,
       since(duration(took(ever, "get", "p95")))], "metric-card-active"),
-    card("Bytes served", size(total.bytes.served), [`${size(total.bytes.raw)} stored in ${size(total.bytes.stored)}`, since(size(ever.bytes.served))]));
+    card("Bytes served", size(total.bytes.served), [`${size(total.bytes.raw)} of new answers, ${size(total.bytes.stored)} as stored`, since(size(ever.bytes.served))]));
 }
 
 export function operations(element, shown, actions) {
