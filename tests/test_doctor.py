@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,14 +17,26 @@ from celery import Celery
 from aicache_tasks import CachedTask, CachePolicy
 from aicache_tasks.beat import roll_up
 from aicache_tasks.reports import doctor
-from aicache_tasks.reports.doctor import CHECKS, Case, Check, Finding, application, records, server, stability, workers
+from aicache_tasks.reports.doctor import (
+    CHECKS,
+    Case,
+    Check,
+    Finding,
+    application,
+    records,
+    redbeat,
+    server,
+    stability,
+    workers,
+)
 from aicache_tasks.reports.doctor.case import Replies, _answered, said_by, without_login
 from aicache_tasks.runtime import reset_runtime
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests import doctor_app, reported
+from tests.beats import BeatProcess
 from tests.cluster.nodes import WorkerProcess
-from tests.faults import FaultProxy, free_port, send, slow
+from tests.faults import FaultProxy, eventually, free_port, send, slow
 from tests.reported import look_up, reader_of
 from tests.reported import send as send_samples
 from tests.test_cli import CELERY, ROOT, environ_of, path, run
@@ -32,6 +45,7 @@ __all__ = ["path"]
 
 SOUND = {"maxmemory": "100mb", "maxmemory-policy": "volatile-lfu", "appendonly": "yes", "requirepass": "correct-horse"}
 MODULE = "tests.doctor_app"
+REDBEAT = ("--scheduler", "redbeat.RedBeatScheduler")
 
 
 def make_app(url: str, **settings: Any) -> Celery:
@@ -440,9 +454,9 @@ class TestTheApplication:
         ids=str,
     )
     def test_redbeat_s_lock(self, app: Celery, settings: dict[str, Any], level: str) -> None:
-        assert found(app, application.redbeat) == []
+        assert found(app, redbeat.times) == []
         app.conf.update(beat_scheduler="redbeat.RedBeatScheduler", **settings)
-        assert one(app, application.redbeat).level == level
+        assert one(app, redbeat.times).level == level
 
     def test_redbeat_s_lock_is_judged_as_redbeat_takes_it(self, app: Celery, valkey: EmbeddedServer) -> None:
         from redbeat.schedulers import RedBeatConfig, RedBeatScheduler
@@ -451,7 +465,60 @@ class TestTheApplication:
         app.conf.update(beat_scheduler="redbeat.RedBeatScheduler", **settings)
         app.redbeat_conf = RedBeatConfig(app)
         taken = RedBeatScheduler(app, lazy=True).lock_timeout
-        assert (taken, "lasts 35 s" in one(app, application.redbeat).what) == (35, True)
+        assert (taken, "lasts 35 s" in one(app, redbeat.times).what) == (35, True)
+        for prefix, key in (("redbeat:", ":lock"), ("mine-", "mine-beat"), ("mine-", "beat")):
+            app.conf.update(redbeat_key_prefix=prefix, redbeat_lock_key=key)
+            assert redbeat.key_of(Case(app, reader_of(app))) == RedBeatConfig(app).lock_key
+
+    def test_a_redbeat_that_is_alive_and_one_that_is_not(self, clinic: Clinic, tmp_path: Path) -> None:
+        app, url = make_app(clinic.cache.url), clinic.queue.url.removesuffix("0") + "5"
+        assert found(app, redbeat.lock) == [], "beat is no redbeat"
+        app.conf.update(beat_scheduler="redbeat.RedBeatScheduler", redbeat_redis_url=url, redbeat_lock_timeout=3)
+        finding = one(app, redbeat.lock)
+        assert (finding.level, finding.what) == ("warn", "no beat holds redbeat's lock (redbeat::lock)")
+        assert "Start a beat" in finding.fix
+        beat = BeatProcess(
+            "tests.tasks.rollup_worker", url, url, clinic.cache.url, folder=tmp_path, extra_args=REDBEAT, name="red"
+        ).start()
+        try:
+            eventually(lambda: "Acquired lock" in beat.logs(), within_s=30)
+            finding = one(app, redbeat.lock)
+            assert finding.level == "ok"
+            assert re.fullmatch(
+                r"a beat holds redbeat's lock \(redbeat::lock, since [-\d]+ [:\d]+ UTC by host [0-9a-f:]{17}\)"
+                r" for [123.\d]+ s more",
+                finding.what,
+            )
+        finally:
+            beat.close()
+        eventually(lambda: one(app, redbeat.lock).level == "warn", within_s=10)
+
+    @pytest.mark.parametrize(
+        ("ttl_s", "level", "said"),
+        [
+            (None, "fail", "never runs out: no other beat takes over"),
+            (600, "warn", "for 10 min more, longer than redbeat_lock_timeout, 30 s"),
+            (20, "ok", "nobody knows whose) for 20 s more"),
+        ],
+    )
+    def test_a_redbeat_s_lock_that_stays(
+        self, app: Celery, valkey: EmbeddedServer, client: Any, ttl_s: int | None, level: str, said: str
+    ) -> None:
+        app.conf.update(redbeat_redis_url=valkey.url, redbeat_lock_key=":beat", redbeat_lock_timeout=30)
+        client.set("redbeat::beat", "junk", ex=ttl_s)
+        finding = one(app, redbeat.lock)
+        assert (finding.level, said in finding.what) == (level, True), finding
+
+    def test_a_redbeat_s_server_that_is_away_and_one_without_a_lock(self, app: Celery, refused_url: str) -> None:
+        app.conf.update(redbeat_redis_url=refused_url.replace("redis://", "redis://ann:secret@"))
+        finding = one(app, redbeat.lock)
+        assert (finding.level, finding.what) == ("warn", "redbeat's lock cannot be read: ConnectionError")
+        app.conf.redbeat_lock_key = None
+        assert "each beat sends all entries" in one(app, redbeat.lock).what
+
+    def test_a_redbeat_behind_sentinel_is_judged_by_its_settings_only(self, app: Celery) -> None:
+        app.conf.update(redbeat_redis_url="redis-sentinel://a:26379/0", redbeat_lock_timeout=30)
+        assert found(app, redbeat.lock) == []
 
     def test_a_call_that_is_delivered_again_while_it_runs(self, app: Celery) -> None:
         app.conf.broker_url = f"redis://127.0.0.1:{free_port()}/0"
@@ -533,6 +600,50 @@ class TestTheWorkers:
         monkeypatch.setattr(app.control, "broadcast", lambda *args, **given: [reply])
         finding = one(app, workers.answers)
         assert (finding.level, finding.what) == ("fail", "? says: an answer that cannot be read")
+
+
+class TestManyOddWorkers:
+    def case(self, url: str, count: int, **odd: Any) -> Case:
+        """Return a case with *count* workers that are *odd*, and a sound one."""
+        app = make_app(url)
+        add(app)
+        case = Case(app, reader_of(app))
+        vars(case)["replies"] = Replies(
+            {f"w{n}@here": {**case.mine, **odd} for n in range(count)} | {"z": case.mine}, ""
+        )
+        return case
+
+    @pytest.mark.parametrize(
+        ("check", "odd", "level", "last"),
+        [
+            (workers.policies, {"namespace": "x"}, "fail", "the like of 3 more workers: w5@here, w6@here, w7@here"),
+            (workers.policies, {"disabled": True}, "warn", "the like of 3 more workers: w5@here, w6@here, w7@here"),
+            (workers.answers, {"tasks": None}, "fail", "no policies from 3 more workers either"),
+        ],
+    )
+    def test_five_are_told_of_and_how_many_more_there_are(
+        self, valkey: EmbeddedServer, check: Check, odd: dict[str, Any], level: str, last: str
+    ) -> None:
+        told = list(doctor.examine(self.case(valkey.url, 8, **odd), [check]))
+        assert len(told) == workers.MOST + 1
+        assert (told[-1].level, told[-1].what) == (level, last)
+        assert len(list(doctor.examine(self.case(valkey.url, 5, **odd), [check]))) == workers.MOST
+
+    def test_versions_name_five(self, valkey: EmbeddedServer) -> None:
+        (told,) = doctor.examine(self.case(valkey.url, 8, version="0.0.1"), [workers.versions])
+        assert told.what.endswith("w4@here 0.0.1 and 3 more")
+
+    def test_tasks_with_a_fault_are_counted(self, valkey: EmbeddedServer) -> None:
+        case = self.case(valkey.url, 1)
+        for number in range(7):
+            add(case.app, f"shop.task{number}")
+        vars(case).pop("mine")
+        case.tasks = [task for name, task in sorted(case.app.tasks.items()) if name.startswith("shop.")]
+        broken = {name: {"error": "aicache_ttl is soon"} for name in case.mine["tasks"]}
+        vars(case)["replies"] = Replies({"w@here": {**case.mine, "tasks": broken}}, "")
+        told = list(doctor.examine(case, [workers.policies]))
+        assert len(told) == workers.MOST + 1
+        assert told[-1].what == "w@here says so of 3 more tasks"
 
 
 class TestAnOddWorker:

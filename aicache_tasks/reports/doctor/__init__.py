@@ -3,8 +3,8 @@ What is wrong with a set-up, and what to do about it.
 
 In: an application, the cache's server, the workers.   Out: findings. Changes nothing.
 
-``case`` asks, each thing once; ``server``, ``records``, ``application``, ``workers`` and ``stability`` judge. A check
-is a function of a `Case` that yields findings; one that has nothing to ask yields none.
+``case`` asks, each thing once; ``server``, ``records``, ``application``, ``redbeat``, ``workers`` and ``stability``
+judge. A check is a function of a `Case` that yields findings; one that has nothing to ask yields none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from aicache_tasks.errors import StoreError
-from aicache_tasks.reports.doctor import application, records, server, stability, workers
+from aicache_tasks.reports.doctor import application, records, redbeat, server, stability, workers
 from aicache_tasks.reports.doctor.case import Case, Finding
 
 __all__ = ["CHECKS", "Case", "Check", "Finding", "examine"]
@@ -23,8 +23,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     *(server.reachable, server.version, server.eviction, server.persistence, server.timeouts, server.clock),
     server.access,
     *(records.beat, records.inbox),
-    *(application.switches, application.models, application.pickle, application.results, application.redbeat),
-    application.redelivery,
+    *(application.switches, application.models, application.pickle, application.results),
+    *(redbeat.times, redbeat.lock, application.redelivery),
     *(workers.answers, workers.versions, workers.policies),
     stability.keys,
 )

@@ -21,10 +21,6 @@ PICKLES: Final = frozenset({"pickle", "application/x-python-serialize"})
 MOST_NAMES: Final = 5
 VISIBILITY_S: Final = 3600.0
 """Kombu's default for Redis: how long until a message that nobody acknowledged is delivered again."""
-LOOP_S: Final = 300.0
-"""redbeat's default for beat_max_loop_interval."""
-LOCK_LOOPS: Final = 5
-LONGEST_LOCK_S: Final = 300.0
 
 
 def switches(case: Case) -> Iterator[Finding]:
@@ -102,23 +98,6 @@ def results(case: Case) -> Iterator[Finding]:
         )
     else:
         yield Finding("results", "ok", "results are stored without arguments")
-
-
-def redbeat(case: Case) -> Iterator[Finding]:
-    """Does another beat take over in time?"""
-    conf = case.app.conf
-    if "redbeat" not in str(conf.beat_scheduler).lower() and conf.get("redbeat_redis_url") is None:
-        return
-    loop_s = float(conf.beat_max_loop_interval or LOOP_S)
-    lock_s = float(conf.get("redbeat_lock_timeout") or LOCK_LOOPS * loop_s)
-    said = f"redbeat's lock lasts {duration(lock_s * 1e9)}, a loop {duration(loop_s * 1e9)}"
-    fix = "Set redbeat_lock_timeout=30 and beat_max_loop_interval=5."
-    if lock_s <= loop_s:
-        yield Finding("redbeat", "fail", f"{said}: the leader loses it while it sleeps", fix)
-    elif lock_s > LONGEST_LOCK_S:
-        yield Finding("redbeat", "warn", f"{said}: so long nothing is scheduled after a beat was killed", fix)
-    else:
-        yield Finding("redbeat", "ok", said)
 
 
 def redelivery(case: Case) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from aicache_tasks.reports.queries import Live, Reader
 from aicache_tasks.runtime import cached_tasks
 from aicache_tasks.stores import open_store
 from aicache_tasks.stores.base import Budget
-from aicache_tasks.stores.resp import accept, pack, values_of
+from aicache_tasks.stores.resp import accept, pack, pack_all, values_of
 
 TRIPS: Final = 15
 """Round trips that are timed."""
@@ -236,14 +236,24 @@ def lets_in(url: str) -> bool:
 
 
 def _info_of(url: str) -> dict[str, str]:
+    found: dict[str, str] = ask_at(url, [[b"INFO"]], lambda got: said_by(accept(got[0])))
+    return found
+
+
+def ask_at(url: str, commands: Sequence[Sequence[str | bytes]], parse: Callable[[list[Any]], Any]) -> Any:
+    """Return what *parse* makes of the replies of the server at *url*, whichever that is.
+
+    Raises:
+        StoreError: it does not answer in `CONNECT_S`, or refuses.
+        SettingsError: the URL is none that can be asked.
+    """
     budget = Budget(CONNECT_S)
     budget.begin()
     store = cast("Any", open_store(url, connect_s=CONNECT_S))
     try:
-        found: dict[str, str] = store.ask(pack(b"INFO"), 1, budget, lambda got: said_by(accept(got[0])))
+        return store.ask(pack_all(commands), len(commands), budget, parse)
     finally:
         store.close()
-    return found
 
 
 def said_by(text: bytes) -> dict[str, str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from aicache_tasks.reports.doctor.case import UNREADABLE, Case, Finding
-from aicache_tasks.reports.wording import label
+from aicache_tasks.reports.doctor.case import UNREADABLE, Case, Finding, Level
+from aicache_tasks.reports.wording import label, plural
 
 KEYED: Final = ("operation", "version", "ignore", "vary")
 """What of a policy decides about keys."""
 MOST: Final = 5
+"""Workers, and tasks of one, that are told of one by one."""
+MEND: Final = "Mend the settings there, or the task's cache=."
 Answer = Mapping[str, Any]
 
 
@@ -30,9 +32,11 @@ def answers(case: Case) -> Iterator[Finding]:
         yield Finding("workers", "warn", "no worker answered", fix)
         return
     mute = {name: str(answer.get("error", UNREADABLE)) for name, answer in replies.each.items() if not _tells(answer)}
+    fix = "Has its application called install(app), and is its version this one?"
     for name, error in sorted(mute.items())[:MOST]:
-        fix = "Has its application called install(app), and is its version this one?"
         yield Finding("workers", "fail", f"{label(name)} says: {label(error, 200)}", fix)
+    if len(mute) > MOST:
+        yield Finding("workers", "fail", f"no policies from {plural(len(mute) - MOST, 'more worker')} either", fix)
     if not mute:
         yield Finding("workers", "ok", f"{len(replies.each)} answered")
 
@@ -46,7 +50,7 @@ def versions(case: Case) -> Iterator[Finding]:
     bodies = sorted({task for answer in _each(case).values() for task in _differing(case, answer, "body")})
     fix = "Finish the deploy: restart what runs the older code."
     if others:
-        named = ", ".join(f"{label(name)} {label(str(version), 20)}" for name, version in sorted(others.items())[:MOST])
+        named = _first([f"{label(name)} {label(str(version), 20)}" for name, version in sorted(others.items())])
         yield Finding("versions", "warn", f"aicache-tasks is {mine} here, elsewhere not: {named}", fix)
     if bodies:
         yield Finding("versions", "warn", f"workers have other bodies of {_listed(bodies)} than this process", fix)
@@ -56,33 +60,36 @@ def versions(case: Case) -> Iterator[Finding]:
 
 def policies(case: Case) -> Iterator[Finding]:
     """Would this process find what workers store?"""
-    found = list(_policies(case))
-    yield from found
-    if _each(case) and not found:
+    each = {name: list(_policies(case, label(name), answer)) for name, answer in sorted(_each(case).items())}
+    wrong = [name for name, found in each.items() if found]
+    for name in wrong[:MOST]:
+        yield from each[name]
+    if more := wrong[MOST:]:
+        level: Level = "fail" if any(one.level == "fail" for name in more for one in each[name]) else "warn"
+        fix = "Mend those above first, and look again."
+        yield Finding("policies", level, f"the like of {plural(len(more), 'more worker')}: {_listed(more)}", fix)
+    if each and not wrong:
         yield Finding("policies", "ok", "workers resolve policies and vary= as this process does")
 
 
-def _policies(case: Case) -> Iterator[Finding]:
-    for name, answer in sorted(_each(case).items()):
-        worker = label(name)
-        if answer.get("namespace") != case.mine["namespace"]:
-            theirs, mine = label(str(answer.get("namespace"))), case.mine["namespace"]
-            fix = "Give both the same aicache_namespace."
-            yield Finding("policies", "fail", f"{worker} has the namespace {theirs}, this process {mine}", fix)
-        if answer.get("disabled") != case.mine["disabled"]:
-            fix = "Unset AICACHE_DISABLED, or aicache_disabled, where it is not meant."
-            yield Finding("policies", "warn", f"the cache is switched off in one of {worker} and this process", fix)
-        yield from _uncompared(case, worker, answer["tasks"])
-        varied = _differing(case, answer, "vary")
-        if varied:
-            fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
-            yield Finding(
-                "vary", "fail", f"{worker} resolves vary= of {_listed(varied)} otherwise than this process", fix
-            )
-        for field in KEYED[:-1]:
-            if differing := _differing(case, answer, field):
-                fix = "Finish the deploy: until then both keep answers of their own."
-                yield Finding("policies", "fail", f"{worker} has another {field} of {_listed(differing)}", fix)
+def _policies(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
+    """Yield in what *worker* differs from this process."""
+    if answer.get("namespace") != case.mine["namespace"]:
+        theirs, mine = label(str(answer.get("namespace"))), case.mine["namespace"]
+        fix = "Give both the same aicache_namespace."
+        yield Finding("policies", "fail", f"{worker} has the namespace {theirs}, this process {mine}", fix)
+    if answer.get("disabled") != case.mine["disabled"]:
+        fix = "Unset AICACHE_DISABLED, or aicache_disabled, where it is not meant."
+        yield Finding("policies", "warn", f"the cache is switched off in one of {worker} and this process", fix)
+    yield from _uncompared(case, worker, answer["tasks"])
+    varied = _differing(case, answer, "vary")
+    if varied:
+        fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
+        yield Finding("vary", "fail", f"{worker} resolves vary= of {_listed(varied)} otherwise than this process", fix)
+    for field in KEYED[:-1]:
+        if differing := _differing(case, answer, field):
+            fix = "Finish the deploy: until then both keep answers of their own."
+            yield Finding("policies", "fail", f"{worker} has another {field} of {_listed(differing)}", fix)
 
 
 def _uncompared(case: Case, worker: str, tasks: Mapping[str, Any]) -> Iterator[Finding]:
@@ -95,9 +102,12 @@ def _uncompared(case: Case, worker: str, tasks: Mapping[str, Any]) -> Iterator[F
     if unreadable:
         fix = "Is its version this one?"
         yield Finding("policies", "warn", f"{worker} gives an answer of {_listed(unreadable)} that is none", fix)
-    for name in [name for name in shared if _is_fault(tasks[name])][:MOST]:
+    faults = [name for name in shared if _is_fault(tasks[name])]
+    for name in faults[:MOST]:
         said = f"{worker} says of {label(name)}: {label(str(tasks[name]['error']), 200)}"
-        yield Finding("policies", "fail", said, "Mend the settings there, or the task's cache=.")
+        yield Finding("policies", "fail", said, MEND)
+    if len(faults) > MOST:
+        yield Finding("policies", "fail", f"{worker} says so of {plural(len(faults) - MOST, 'more task')}", MEND)
 
 
 def _is_fault(policy: Any) -> bool:
@@ -122,5 +132,9 @@ def _differing(case: Case, answer: Answer, field: str) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(map(label, names[:MOST])) + more
+    return _first([*map(label, names)])
+
+
+def _first(said: list[str]) -> str:
+    more = f" and {len(said) - MOST} more" if len(said) > MOST else ""
+    return ", ".join(said[:MOST]) + more
