@@ -158,7 +158,9 @@ class TestExplain:
 class TestInvalidate:
     def test_one_call_goes_and_no_other(self, shop: Shop) -> None:
         shop.shout("other")
-        assert shown(shop.app, "invalidate", "shout", *ARGS, "--yes") == "invalidated this call of shout\n"
+        text = shown(shop.app, "invalidate", "shout", *ARGS, "--yes")
+        took = r"its answer took [\d.]+ [mµ]?s, 40 tokens, a cost of 0.25"
+        assert re.fullmatch(rf"invalidated this call of shout \({took}\)\n", text)
         assert (shop.shout.cache.peek(SECRET), shop.shout.cache.peek("other") is None) == (None, False)
         assert "no answer was stored" in shown(shop.app, "invalidate", "shout", *ARGS, "--yes")
 
@@ -188,7 +190,12 @@ class TestInvalidate:
         assert {"shout", "whisper", "loud"} <= set(found["invalidated"])
         assert found["had_saved"]["hits"] == 1
         assert found["had_saved"]["tokens"] == {"tokens": 40}
-        assert read(shop.app, "invalidate", "shout", *ARGS, "--yes")["was_stored"] is False
+        gone = read(shop.app, "invalidate", "shout", *ARGS, "--yes")
+        assert (gone["was_stored"], gone["had_taken"]) == (False, None)
+        shop.shout(SECRET)
+        gone = read(shop.app, "invalidate", "shout", *ARGS, "--yes")
+        assert gone["was_stored"] is True
+        assert (gone["had_taken"]["tokens"], gone["had_taken"]["cost"]) == ({"tokens": 40}, 0.25)
 
     def test_without_a_terminal_it_wants_to_be_told(self, shop: Shop) -> None:
         text = shown(shop.app, "invalidate", "--operation", "shout", code=2)

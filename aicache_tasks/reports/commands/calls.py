@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aicache_tasks.records import CacheEntry
 from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered, place_of, reader_of
 from aicache_tasks.reports.wording import duration, label, money, number, plural
 from aicache_tasks.runtime import cached_tasks
@@ -169,6 +170,15 @@ def worth(record: SummaryRecord) -> str:
     parts += [f"{number(tokens)} tokens"] if tokens else []
     parts += [f"a cost of {money(saved.cost_micros / 1e6)}"] if saved.cost_micros else []
     return f"{plural(record.hits, 'hit')} saved {', '.join(parts)}"
+
+
+def cost_of(entry: CacheEntry) -> str:
+    """Return what it took to compute a stored answer."""
+    tokens = sum((entry.usage or {}).values())
+    parts = [duration(entry.compute_s * 1e9)]
+    parts += [f"{number(tokens)} tokens"] if tokens else []
+    parts += [f"a cost of {money(entry.cost)}"] if entry.cost else []
+    return ", ".join(parts)
 
 
 def worth_json(record: SummaryRecord) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """
 ``invalidate``: take answers out of force.
 
-In: one call, an operation, a tag, a pattern, or all.   Out: what went, and what it had saved.
+In: one call, an operation, a tag, a pattern, or all.   Out: what went, and what it had saved, or taken to compute.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import click
 
 from aicache_tasks.cache import AIResponseCache
 from aicache_tasks.policy import matching
+from aicache_tasks.records import CacheEntry
 from aicache_tasks.reports.commands.base import Misused, Nothing, command, echo_json, place_of, reader_of, screen_of
 from aicache_tasks.reports.commands.base import as_json as json_option
 from aicache_tasks.reports.commands.calls import (
     confirm,
     confirmed,
+    cost_of,
     explained,
     known_operation,
     loaded,
@@ -46,6 +48,8 @@ class Plan(NamedTuple):
     record: SummaryRecord | None
     """What it saved so far; None where that is not known."""
     do: Callable[[], object]
+    entry: CacheEntry | None = None
+    """Of one call."""
 
 
 @command
@@ -74,7 +78,7 @@ def invalidate(
 
     One call of TASK (a task's name or its operation), with its arguments; or one of --operation, --tag, --pattern,
     --all. It is in force when this returns, in a worker's memory within a second. Bytes stay until their lifetime
-    ends: `purge` erases them. Asks first, and says what the answers have saved so far.
+    ends: `purge` erases them. Asks first; says what the answers have saved so far, of one call what its answer took.
     """
     asked = [what for what in (task, operation, tag, pattern, everything or None) if what is not None]
     if len(asked) != 1:
@@ -92,8 +96,7 @@ def invalidate(
     confirm(f"Invalidate {_described(plan)}?", yes=yes)
     done = plan.do()
     if as_json:
-        saved = None if plan.record is None else worth_json(plan.record)
-        echo_json({"invalidated": list(plan.names), "was_stored": done if task else None, "had_saved": saved})
+        echo_json({"invalidated": list(plan.names), "was_stored": done if task else None} | _worth_json(plan))
         return
     screen_of(ctx).line(
         f"invalidated {_described(plan)}" if done is not False else "no answer was stored for this call"
@@ -101,7 +104,15 @@ def invalidate(
 
 
 def _described(plan: Plan) -> str:
+    if plan.entry is not None:
+        return f"{plan.what} (its answer took {cost_of(plan.entry)})"
     return plan.what if plan.record is None else f"{plan.what} ({worth(plan.record)})"
+
+
+def _worth_json(plan: Plan) -> dict[str, Any]:
+    entry = plan.entry
+    took = entry and {"seconds": entry.compute_s, "tokens": dict(entry.usage or {}), "cost": entry.cost}
+    return {"had_saved": None if plan.record is None else worth_json(plan.record), "had_taken": took}
 
 
 def _call(ctx: click.Context, name: str, args: list[Any], kwargs: dict[str, Any]) -> Plan:
@@ -110,7 +121,7 @@ def _call(ctx: click.Context, name: str, args: list[Any], kwargs: dict[str, Any]
     if not found.key:
         raise Nothing(f"this call has no key, and no answer: {label(found.reason or found.status, 300)}")
     do = functools.partial(task.cache.invalidate, *args, **kwargs)
-    return Plan(f"this call of {label(found.operation)}", [found.operation], None, do)
+    return Plan(f"this call of {label(found.operation)}", [found.operation], None, do, task.cache.peek(*args, **kwargs))
 
 
 def _renewing(ctx: click.Context, operation: str | None, tag: str | None) -> Plan:
