@@ -44,6 +44,7 @@ _RISING = (
 )
 """Settings of which the first may not be more than the second, and why; a second of 0 stands for none."""
 _OTHER_VARIABLES = frozenset({"ENGINE", "BROKER_URL", "REGENERATE"})
+_OTHER_PREFIXES = ("LLM_", "OPENAI_", "TEST_")
 
 
 def _setting(default: Any, check: Callable[[str, Any], Any], doc: str, *, env: bool = True, show: bool = True) -> Any:
@@ -123,10 +124,12 @@ class Settings:
     retention_s: float = _setting(3600.0, checks.duration, "How long timings stay in a process's arrays.")
     max_measurements: int = _setting(1000, checks.whole(1, 10_000_000), "The newest timings kept in each array.")
     memory_warning_bytes: int = _setting(
-        50 * 2**20, checks.whole(1, 2**50), "Cache size from which a warning is given."
+        0,
+        checks.whole(0, 2**50),
+        "Size of the whole server from which a warning is given; 0 is 85 % of its `maxmemory`, none without one.",
     )
     memory_critical_bytes: int = _setting(
-        100 * 2**20, checks.whole(1, 2**50), "Cache size from which the warning is critical."
+        0, checks.whole(0, 2**50), "Size from which the warning is critical; 0 is 95 % of `maxmemory`."
     )
 
     samples: str = _setting(
@@ -221,6 +224,11 @@ class Settings:
         fresh = Settings._checked(given, {})
         return _agreeing(replace(self, **{name[len(PREFIX) :]: getattr(fresh, name[len(PREFIX) :]) for name in given}))
 
+    @property
+    def currency(self) -> str:
+        """What money is in; empty if nobody said."""
+        return "" if self.prices is None else self.prices.currency
+
     def require_url(self, backend_url: str | None = None) -> str:
         """Return the URL of the cache's server.
 
@@ -248,7 +256,7 @@ def _warn_of_misspelt(known: Mapping[str, Any], environ: Mapping[str, str]) -> N
     variables = [name.upper() for name, f in known.items() if f.metadata["env"]]
     for variable in sorted(environ):
         name = variable.removeprefix(_ENV_PREFIX)
-        if name == variable or name in variables or name in _OTHER_VARIABLES or name.startswith("TEST_"):
+        if name == variable or name in variables or name in _OTHER_VARIABLES or name.startswith(_OTHER_PREFIXES):
             continue
         if near := difflib.get_close_matches(name, variables, n=1):
             _warn_once(variable, _ENV_PREFIX + near[0])

@@ -21,6 +21,8 @@ from tests.faults import free_port
 
 MODEL = "stub-large"
 FALLBACK = "stub-small"
+DATE = "-2026-01-01"
+"""An answer's model has a date, whether it was asked for or not, as OpenAI's have."""
 GOOD = {
     "summarize": "A good summary of the text.",
     "sentiment": '{"sentiment": "mixed", "confidence": 0.5, "explanation": "Both."}',
@@ -61,6 +63,8 @@ class Provider:
         self.then: deque[Behaviour] = deque()
         self.always: Behaviour | None = None
         self.by_model: dict[str, Behaviour] = {}
+        self.answer: str | None = None
+        """What it says when it answers well; else what the prompt asks for."""
         self.asked: list[Asked] = []
         self.connections = 0
         self.gone = threading.Event()
@@ -135,8 +139,10 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
     @property
-    def operation(self) -> str:
-        return _STARTS[self.asked.body["messages"][1]["content"].split(" ", 1)[0]]
+    def answer(self) -> str:
+        """What a good completion says."""
+        told = self.provider.answer
+        return told or GOOD[_STARTS[self.asked.body["messages"][1]["content"].split(" ", 1)[0]]]
 
     def reply(
         self, body: bytes, status: int = 200, kind: str = "application/json", headers: Mapping[str, str] | None = None
@@ -154,12 +160,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def completion(self, **changed: Any) -> dict[str, Any]:
         """Return a good completion with fields of its choice, its message or itself *changed*."""
-        message = {"role": "assistant", "content": changed.pop("content", GOOD[self.operation])}
+        message = {"role": "assistant", "content": changed.pop("content", self.answer)}
         if "refusal" in changed:
             message["refusal"] = changed.pop("refusal")
         choice = {"index": 0, "message": message, "finish_reason": changed.pop("finish_reason", "stop")}
         whole = {"id": "c1", "object": "chat.completion", "created": 1, "choices": [choice], "usage": USAGE}
-        return {**whole, "model": f"{self.asked.model}-2026-01-01", **changed}
+        dated = f"{self.asked.model.removesuffix(DATE)}{DATE}"
+        return {**whole, "model": dated, **changed}
 
 
 def refused_url() -> str:
@@ -180,6 +187,7 @@ def error(status: int, headers: Mapping[str, str] | None = None, **said: Any) ->
         body = {"error": {"message": f"cannot: {quoted}", "type": "stub", "code": None, "param": None, **said}}
         handler.reply(json.dumps(body).encode(), status, headers=headers)
 
+    behave.__name__ = f"error_{status}"  # it is a test's id
     return behave
 
 
@@ -193,6 +201,12 @@ def retry_date(seconds: float) -> Mapping[str, str]:
 
 def raw(body: bytes, kind: str = "application/json", headers: Mapping[str, str] | None = None) -> Behaviour:
     return lambda handler: handler.reply(body, kind=kind, headers=headers)
+
+
+def raw_and_close(handler: Handler) -> None:
+    """Answer well, and close without having said so."""
+    good()(handler)
+    handler.close_connection = True
 
 
 def refuse(handler: Handler) -> None:

@@ -97,20 +97,32 @@ FAILURES = [
 ]
 
 
+class Served(NamedTuple):
+    """An engine that asks a server."""
+
+    environ: Callable[[str], Mapping[str, str]]
+    """What makes it ask the server at a URL."""
+    answers: Mapping[str, str]
+    """What the server says when it answers an operation well."""
+    sentence_by_sentence: frozenset[str] = frozenset()
+    """Operations that it asks several times for."""
+    unparsable: frozenset[tuple[str, str]] = frozenset()
+    """Operations with failures of the text that are not in the form of their replies."""
+
+
 def openai(url: str) -> Mapping[str, str]:
-    """Return the environment that makes the openai engine ask the server at *url*."""
     return {
         "AICACHE_ENGINE": "openai",
         "AICACHE_OPENAI_BASE_URL": url,
         "AICACHE_OPENAI_MODEL": MODEL,
         "AICACHE_OPENAI_API_KEY": KEY,
-        "AICACHE_OPENAI_RETRIES": "1",
-        "AICACHE_OPENAI_TIMEOUT_S": "20",
     }
 
 
-SERVED: Mapping[str, Callable[[str], Mapping[str, str]]] = {"openai": openai}
-"""By name, how an engine that asks a server is told where it is."""
+ANSWERED = MODEL + stub.DATE
+SERVED = {
+    "openai": Served(openai, stub.GOOD),
+}
 each_operation = pytest.mark.parametrize("operation", PROMPT_VERSIONS)
 
 
@@ -150,10 +162,12 @@ def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
 
 @pytest.fixture(params=SERVED)
 def served(
-    request: pytest.FixtureRequest, app: Celery, provider: Provider, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, app: Celery, provider: Provider, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Provider]:
     """The server behind the engine in force."""
-    for name, text in SERVED[request.param](provider.url).items():
+    engine = SERVED[request.param]
+    provider.answer = engine.answers[operation]
+    for name, text in engine.environ(provider.url).items():
         monkeypatch.setenv(name, text)
     engines.load_engine.cache_clear()
     yield provider
@@ -196,50 +210,60 @@ def status(operation: str) -> str:
     return str(getattr(tasks, operation).cache.last.status)
 
 
-def check_recovered(operation: str) -> None:
-    """The next call computes the real answer and stores it; the one after gets it without asking."""
+def check_recovered(operation: str, server: Provider) -> None:
+    """The next call computes the real answer and stores it; the one after gets it and asks nobody."""
     computed = call(operation)
     assert (computed["success"], status(operation)) == (True, "miss")
     assert entry(operation).value == computed
+    asked = len(server.asked)
     assert (call(operation), status(operation)) == (computed, "hit")
+    assert len(server.asked) == asked
 
 
-@each_operation
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
+def pairs() -> Iterator[Any]:
+    """Every operation with every failure; quickly, each failure with one of them."""
+    for i, failure in enumerate(FAILURES):
+        for j, operation in enumerate(PROMPT_VERSIONS):
+            marks = [] if i % len(PROMPT_VERSIONS) == j else [pytest.mark.soak]
+            yield pytest.param(operation, failure, id=f"{operation}-{failure.name}", marks=marks)
+
+
+@pytest.mark.parametrize(("operation", "failure"), [*pairs()])
 def test_a_failing_server_gives_the_right_error_and_nothing_is_kept(
     served: Provider, operation: str, failure: Failure, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     served.always = failure.behaviour
+    engine = SERVED[str(engines.current_engine().name)]
+    error = UnparsableReply if (operation, failure.name) in engine.unparsable else failure.error
     timeout_s = TIMEOUT_S if failure.error is TimedOut else 20
-    with changed(timeout_s=timeout_s), pytest.raises(failure.error) as caught:
+    with changed(timeout_s=timeout_s, retries=1), pytest.raises(error) as caught:
         call(operation)
-    assert type(caught.value) is failure.error
-    assert len(served.asked) == failure.requests
+    assert type(caught.value) is error
+    assert len(served.asked) == failure.requests or operation in engine.sentence_by_sentence
     assert entry(operation) is None
     for shown in (str(caught.value), repr(caught.value), caplog.text):
         assert not [text for text in ("Ostermere", SECRET, KEY) if text in shown]
 
     served.recover()
-    served.asked.clear()
-    check_recovered(operation)
-    assert len(served.asked) == 1
+    check_recovered(operation, served)
 
 
 @each_operation
 def test_a_server_that_is_down_is_the_right_error_and_nothing_is_kept(served: Provider, operation: str) -> None:
-    with changed(base_url=stub.refused_url()), pytest.raises(Unavailable, match="ConnectError"):
+    with changed(base_url=stub.refused_url(), retries=1), pytest.raises(Unavailable, match="ConnectError"):
         call(operation)
     assert entry(operation) is None
-    check_recovered(operation)
+    check_recovered(operation, served)
 
 
 @each_operation
 def test_usage_and_model_of_an_answer_are_those_of_the_reply(served: Provider, operation: str) -> None:
     call(operation)
     kept = entry(operation)
-    assert kept.model == f"{MODEL}-2026-01-01"
-    assert kept.usage == {"input_tokens": 812, "cached_input_tokens": 512, "output_tokens": 96}
+    times = len(served.asked)
+    assert kept.model == ANSWERED
+    assert kept.usage == {"input_tokens": 812 * times, "cached_input_tokens": 512 * times, "output_tokens": 96 * times}
 
 
 class TestExtractive:
@@ -254,13 +278,13 @@ class TestExtractive:
 
     @each_operation
     def test_a_missing_package_is_the_right_error_and_nothing_is_kept(
-        self, operation: str, monkeypatch: pytest.MonkeyPatch
+        self, operation: str, provider: Provider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as broken:
             broken.setattr("workers.engines.extractive._PACKAGES", ("not-there",))
             with pytest.raises(MissingExtraError, match=r"aicache-tasks\[extractive\]"):
                 tasks._answer(operation, TEXT, question=QUESTION)
-        check_recovered(operation)
+        check_recovered(operation, provider)
 
     def test_a_text_of_which_nothing_fits_is_the_right_error_and_is_not_kept(self) -> None:
         for _ in range(2):
