@@ -40,6 +40,11 @@ UNITS: Final[Mapping[Alert, str]] = {
 """Every alert, with the unit of its values and thresholds."""
 SLOW_PERCENT: Final = 95
 """The percentile that must be under the limit."""
+LEAST_TIMINGS: Final = 20
+"""Of a step in the window: with fewer the 95th percentile is the slowest of them, and says nothing of the others."""
+WARNING_PART, CRITICAL_PART = 0.85, 0.95
+"""Of the ``maxmemory`` of a server that refuses what has no room, where no limits are set. One that evicts may be full."""
+NEVER: Final = "noeviction"
 
 _LOG_LEVELS: Final[Mapping[Level, int]] = {
     "normal": logging.INFO,
@@ -163,18 +168,21 @@ def _readings(summaries: Summaries, now_s: float) -> Iterator[_Reading]:
 def _readings_of(span: SummaryRecord, settings: Settings) -> Iterator[_Reading]:
     """Yield what one operation's alerts judge: the part of its records that the window covers."""
     name = span.operation
-    yield _Reading("slow_key", name, _slowest(span, "key"), settings.slow_key_ms)
-    yield _Reading("slow_operation", name, _slowest(span, "get", "set"), settings.slow_operation_ms)
+    yield from _slow("slow_key", span, settings.slow_key_ms, "key")
+    yield from _slow("slow_operation", span, settings.slow_operation_ms, "get", "set")
     if settings.hit_rate_floor == 0 or not span.lookups:
         yield _Reading("hit_rate", name, None, settings.hit_rate_floor, floor=True)
     elif span.lookups >= settings.hit_rate_min_lookups:  # fewer leave the level as it is
         yield _Reading("hit_rate", name, span.hit_rate, settings.hit_rate_floor, floor=True)
 
 
-def _slowest(span: SummaryRecord, *steps: str) -> float | None:
-    """Return the largest of the steps' percentiles, ms; None if none of them was timed."""
-    found = [span.percentile_ms(step, SLOW_PERCENT) for step in steps]
-    return max((value for value in found if value is not None), default=None)
+def _slow(alert: Alert, span: SummaryRecord, limit_ms: float, *steps: str) -> Iterator[_Reading]:
+    """Yield the largest of the steps' percentiles, ms; None if none of them was timed. Few leave the level as it is."""
+    timed = {step: spread.count for step in steps if (spread := span.steps.get(step)) and spread.count}
+    found = [span.percentile_ms(step, SLOW_PERCENT) for step, count in timed.items() if count >= LEAST_TIMINGS]
+    slowest = max((value for value in found if value is not None), default=None)
+    if slowest is not None or not timed:
+        yield _Reading(alert, span.operation, slowest, limit_ms)
 
 
 def _span(summaries: Summaries, operation: str, seconds: float, now_s: float) -> SummaryRecord:
@@ -195,11 +203,31 @@ def _memory(summaries: Summaries) -> Iterator[_Reading]:
     """Yield the size of the whole server; nothing if it does not say."""
     parts = summaries.parts
     try:
-        size = parts.store.info(Budget(ADMIN_BUDGET_S)).memory_used_bytes
+        info = parts.store.info(Budget(ADMIN_BUDGET_S))
     except StoreError as error:
         log.debug("the server does not say what it holds: %s", error.detail)
         return
-    yield _Reading("memory", "", size, parts.settings.memory_warning_bytes, parts.settings.memory_critical_bytes)
+    refuses_at = info.memory_limit_bytes if info.eviction_policy == NEVER else 0
+    warning, critical = _memory_limits(parts.settings, refuses_at)
+    size = info.memory_used_bytes if math.isfinite(warning) else None
+    yield _Reading("memory", "", size, warning if size is not None else 0.0, critical)
+
+
+def _memory_limits(settings: Settings, limit: int) -> tuple[float, float]:
+    """Return from what size on to warn, and when it is critical; infinite where neither settings nor server say.
+
+    >>> _memory_limits(Settings(), 1000), _memory_limits(Settings(), 0)
+    ((850.0, 950.0), (inf, inf))
+    >>> _memory_limits(Settings(memory_warning_bytes=990), 1000), _memory_limits(Settings(memory_critical_bytes=9), 0)
+    ((990, 990), (9, 9))
+    """
+    warning, critical = settings.memory_warning_bytes, settings.memory_critical_bytes
+    usual = WARNING_PART * limit or math.inf, CRITICAL_PART * limit or math.inf
+    if warning and not critical:
+        return warning, max(warning, usual[1])
+    if critical and not warning:
+        return min(critical, usual[0]), critical
+    return (warning, critical) if warning else usual
 
 
 # How it is judged.

@@ -22,6 +22,7 @@ from aicache_tasks.keys import CacheKey, CacheKeyGenerator, key_sample
 from aicache_tasks.local import LocalCache
 from aicache_tasks.mode import Mode
 from aicache_tasks.monitor import CachePerformanceMonitor
+from aicache_tasks.monitor.statistics import MIB
 from aicache_tasks.outbox import Outbox
 from aicache_tasks.records import Sample
 from aicache_tasks.settings import Settings
@@ -270,12 +271,17 @@ def make_parts(
     )
 
 
+def _memory_limits(settings: Settings) -> tuple[int, int]:
+    """Return the limits of a process's own figures, which knows of no ``maxmemory``."""
+    warning = settings.memory_warning_bytes or min(50 * MIB, settings.memory_critical_bytes or 50 * MIB)
+    return warning, settings.memory_critical_bytes or max(100 * MIB, warning)
+
+
 def _monitor(settings: Settings, now_ms: Callable[[], int]) -> CachePerformanceMonitor:
     return CachePerformanceMonitor(
         settings.retention_s / 3600,
         settings.max_measurements,
-        settings.memory_warning_bytes,
-        settings.memory_critical_bytes,
+        *_memory_limits(settings),
         clock=lambda: now_ms() / 1000,
         key_generation_threshold=settings.slow_key_ms / 1000,
         cache_operation_threshold=settings.slow_operation_ms / 1000,

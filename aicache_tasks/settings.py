@@ -126,10 +126,10 @@ class Settings:
     memory_warning_bytes: int = _setting(
         0,
         checks.whole(0, 2**50),
-        "Size of the whole server from which a warning is given; 0 is 85 % of its `maxmemory`, none without one.",
+        "Size of the whole server from which a warning is given; 0 is 85 % of `maxmemory` where nothing is evicted.",
     )
     memory_critical_bytes: int = _setting(
-        0, checks.whole(0, 2**50), "Size from which the warning is critical; 0 is 95 % of `maxmemory`."
+        0, checks.whole(0, 2**50), "Size from which the warning is critical; 0 is 95 % of `maxmemory`, likewise."
     )
 
     samples: str = _setting(

@@ -102,8 +102,21 @@ def test_a_few_slow_calls_under_the_95th_percentile_are_no_warning(office: Offic
 
 def test_slow_stores_are_not_hidden_by_many_fast_look_ups(office: Office) -> None:
     office.feed("get", "hit", 400, ms=1)
-    office.feed("set", "success", 2, ms=400)
+    office.feed("set", "success", 20, ms=400)
     assert levels(office.judge()) == [("slow_operation", "shout", "normal", "warning")]
+
+
+def test_fewer_than_twenty_timings_are_no_percentile_and_leave_the_level_as_it_is(office: Office) -> None:
+    office.feed("get", "hit", 400, ms=1)
+    office.feed("set", "success", alerts.LEAST_TIMINGS - 1, ms=400)
+    office.feed("key", "success", alerts.LEAST_TIMINGS - 1, ms=400, operation="whisper")
+    assert office.judge() == []
+    office.feed("set", "success", 1, ms=400)
+    assert levels(office.judge()) == [("slow_operation", "shout", "normal", "warning")]
+    office.feed("get", "hit", 20, ms=400, operation="whisper", ago_s=700)
+    assert levels(office.judge(alert_window_s=900)) == [("slow_operation", "whisper", "normal", "warning")]
+    office.feed("get", "hit", 1, ms=1, operation="whisper")
+    assert office.judge() == [], "one fast look-up alone does not say that all is well"
 
 
 def test_only_the_window_counts_and_what_has_no_calls_in_it_is_normal_again(office: Office) -> None:
@@ -155,6 +168,27 @@ def test_the_memory_is_the_server_s_with_two_levels_that_do_not_flap(office: Off
     assert levels(office.judge(**far)) == [("memory", "", "critical", "warning")]
     assert levels(office.judge()) == [("memory", "", "warning", "normal")]
     assert office.judge(**far) == []
+
+
+def test_without_limits_of_its_own_the_memory_is_judged_by_where_the_server_refuses(own_server: EmbeddedServer) -> None:
+    office, unset = Office(own_server.url), {"memory_warning_bytes": 0, "memory_critical_bytes": 0}
+    with own_server.client() as client:
+        client.set("ballast", bytes(20 * 2**20))
+        used = client.info("memory")["used_memory"]
+        assert office.judge(**unset) == [], "a server without a limit has none to come near to"
+        client.config_set("maxmemory", 2 * used)
+        assert office.judge(**unset) == []
+        client.config_set("maxmemory", int(used / 0.9))
+        (change,) = office.judge(**unset)
+        assert levels([change]) == [("memory", "", "normal", "warning")]
+        assert change.threshold == pytest.approx(0.85 * int(used / 0.9))
+        client.config_set("maxmemory", int(used / 0.97))
+        assert levels(office.judge(**unset)) == [("memory", "", "warning", "critical")]
+        client.config_set("maxmemory-policy", "volatile-lfu")
+        (over,) = office.judge(**unset)
+        assert levels([over]) == [("memory", "", "critical", "normal")], "it evicts, and may be full"
+        assert over.value is None
+    office.close()
 
 
 def test_a_server_that_does_not_say_its_size_has_its_other_alerts(office: Office, client: Any) -> None:

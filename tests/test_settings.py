@@ -114,8 +114,8 @@ def test_a_variable_that_is_a_setting_or_far_from_one_is_not_warned_of(
         ),
         ({"breaker_min_s": 31}, "aicache_breaker_min_s: 31s is more than aicache_breaker_max_s, 30s, but"),
         (
-            {"memory_warning_bytes": 2**40},
-            "aicache_memory_warning_bytes: 1099511627776 is more than aicache_memory_critical_bytes, 104857600, but",
+            {"memory_warning_bytes": 2**40, "memory_critical_bytes": 2**30},
+            "aicache_memory_warning_bytes: 1099511627776 is more than aicache_memory_critical_bytes, 1073741824, but",
         ),
         (
             {"invalidations_critical_per_hour": 49},
@@ -151,6 +151,7 @@ def test_settings_that_exclude_each_other_are_an_error_that_names_both(pair: dic
         {"rollup_period_s": 30, "rollup_expires_s": 30},
         {"keep_minutes_s": "1h", "keep_hours_s": "1h", "keep_days_s": "1h", "alert_window_s": "1h"},
         {"memory_warning_bytes": 5, "memory_critical_bytes": 5},
+        {"memory_warning_bytes": 5, "memory_critical_bytes": 0},
         {"rollup_period_s": 0.1},
     ],
     ids=repr,

@@ -62,6 +62,8 @@ class StoreInfo(NamedTuple):
     memory_used_bytes: int
     connected_clients: int
     eviction_policy: str
+    memory_limit_bytes: int = 0
+    """Its ``maxmemory``; 0 if it has none."""
 
 
 class Tombstoned(NamedTuple):

@@ -125,4 +125,5 @@ def read_info(text: bytes, keys: int) -> StoreInfo:
         memory_used_bytes=int(said.get("used_memory", 0)),
         connected_clients=int(said.get("connected_clients", 0)),
         eviction_policy=said.get("maxmemory_policy", ""),
+        memory_limit_bytes=int(said.get("maxmemory", 0)),
     )
