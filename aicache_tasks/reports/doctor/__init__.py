@@ -36,5 +36,5 @@ def examine(case: Case, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
         try:
             yield from check(case)
         except StoreError as error:  # what it asked for is refused, or the server went away meanwhile
-            fix = "Give its user the rights that docs/operations.md lists, and look again."
+            fix = "Give its user the rights that docs/deployment.md lists, and look again."
             yield Finding(check.__name__, "warn", f"cannot be told: {error.detail}", fix)
