@@ -23,8 +23,12 @@ COMMANDS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file(
 extras = PROJECT["project"]["optional-dependencies"]
 groups = PROJECT["dependency-groups"]
 SHIPPED = [*PROJECT["project"]["dependencies"], *extras["demo"], *extras["extractive"], *groups["build"]]
+RUNTIME = [wanted for name in ("extractive", "flower", "metrics", "openai", "redbeat") for wanted in extras[name]]
+DEPLOYED = [*PROJECT["project"]["dependencies"], *RUNTIME, *groups["build"]]
 DIRECT = {
     "browser": [*SHIPPED, *groups["browser"]],
+    "deploy": [*DEPLOYED, *groups["deploy"]],
+    "runtime": DEPLOYED,
     "demo": SHIPPED,
     "lowest": [*SHIPPED, *groups["test"]],
     "test": [*SHIPPED, *groups["test"], *groups["lint"]],

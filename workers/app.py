@@ -54,6 +54,10 @@ def make_app(environ: Mapping[str, str]) -> Celery:
         # Both well below the hour after which a Redis broker sends an unfinished task again.
         task_soft_time_limit=SOFT_LIMIT_S,
         task_time_limit=HARD_LIMIT_S,
+        # For a beat that runs with redbeat: where it keeps schedule and lock, and how soon another takes over.
+        redbeat_redis_url=broker,
+        redbeat_lock_timeout=30,
+        beat_max_loop_interval=5,
     )
     if url := environ.get("AICACHE_URL"):
         app.conf.aicache_url = url
