@@ -43,7 +43,8 @@ SLOW_PERCENT: Final = 95
 LEAST_TIMINGS: Final = 20
 """Of a step in the window: with fewer the 95th percentile is the slowest of them, and says nothing of the others."""
 WARNING_PART, CRITICAL_PART = 0.85, 0.95
-"""Of the ``maxmemory`` of a server that refuses what has no room, where no limits are set. One that evicts may be full."""
+"""Of the ``maxmemory`` of a server that refuses what has no room, where no limits are set. One that evicts may be
+full."""
 NEVER: Final = "noeviction"
 
 _LOG_LEVELS: Final[Mapping[Level, int]] = {
