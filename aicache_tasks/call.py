@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from aicache_tasks.codec import decode_meta
 from aicache_tasks.errors import StoreReason
 from aicache_tasks.keys import CacheKey
 from aicache_tasks.policy import NO_DIRECTIVES, Directives
-from aicache_tasks.records import NO_EXTRA, CallInfo, EntryMeta, Sample
+from aicache_tasks.records import HIT_STATUSES, NO_EXTRA, CallInfo, EntryMeta, Sample
 from aicache_tasks.stores.base import NO_FENCE, Budget
 from aicache_tasks.work import Work
 
@@ -108,6 +109,10 @@ class Call:
         """Return what the frame will say about its body."""
         length = self.key.text_length
         return EntryMeta(text_length=length) if self.work is None else self.work.meta(length)
+
+    def took(self) -> EntryMeta:
+        """Return what the answer took: as the entry says that was hit, or as its body did."""
+        return decode_meta(self.meta_bytes) if self.status in HIT_STATUSES and self.meta_bytes else self.meta()
 
     def info(self) -> CallInfo:
         """Return how the call went."""

@@ -210,7 +210,7 @@ class TaskCache:
         if plan.cache.samples.are_durable and (hit is not MISS or directives.only_if_cached):
             plan.cache.samples.acknowledge(call.budget)
         if hit is not MISS:
-            self._telling.returned(info, request)
+            self._telling.returned(info, request, call.took)
             return hit.value
         if call.status == "disabled":
             return self._past(self._past_info("disabled"), plan.cache, body, args, kwargs, directives, request)
@@ -237,9 +237,9 @@ class TaskCache:
         try:
             value = work.run(body, args, kwargs)
         except BaseException:
-            self._telling.raised(self._worked_past(info, cache, work, request), request)
+            self._telling.raised(self._worked_past(info, cache, work, request), request, work.meta)
             raise
-        self._telling.returned(self._worked_past(info, cache, work, request), request)
+        self._telling.returned(self._worked_past(info, cache, work, request), request, work.meta)
         return value
 
     def _worked_past(self, info: CallInfo, cache: AIResponseCache | None, work: Work, request: Any) -> CallInfo:
@@ -266,7 +266,7 @@ class TaskCache:
             plan.cache.skip(call, "body_failed")
             info = call.info()
             self._telling.note(info, request)
-            self._telling.raised(info, request)
+            self._telling.raised(info, request, call.took)
             plan.cache.samples.acknowledge(call.budget)
             raise
         plan.cache.computed(call, work)
@@ -274,7 +274,7 @@ class TaskCache:
         info = call.info()
         self._telling.note(info, request)
         plan.cache.samples.acknowledge(call.budget)
-        self._telling.returned(info, request)
+        self._telling.returned(info, request, call.took)
         return value
 
     def retried(self) -> None:
