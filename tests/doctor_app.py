@@ -6,7 +6,7 @@ import os
 
 from celery import Celery
 
-from aicache_tasks import CachedTask, CachePolicy, install
+from aicache_tasks import CachedTask, CachePolicy, annotate, install
 from aicache_tasks.reports import inspect
 
 app = Celery("clinic", set_as_current=False)
@@ -29,9 +29,11 @@ def model() -> dict[str, object]:
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="shout", vary=model), shared=False)
 def shout(text: str, *, size: int) -> str:
+    annotate(model="mini-1", usage={"input_tokens": len(text), "output_tokens": size})
     return text.upper() * size
 
 
 @app.task(base=CachedTask, cache=CachePolicy(version=os.environ.get("CLINIC_PROMPT", "1")), shared=False)
 def whisper(text: str) -> str:
+    annotate(cost=0.0125)
     return text.lower()

@@ -382,7 +382,7 @@ class TestExportToAFile:
         assert "--force" in shown(shop.app, "export", "--output", str(file), code=2)
         assert file.read_text() == "mine"
         shown(shop.app, "export", "--output", str(file), "--force")
-        assert all(json.loads(line)["schema"] == 1 for line in file.read_text().splitlines())
+        assert all(json.loads(line)["schema"] == 2 for line in file.read_text().splitlines())
         assert list(tmp_path.iterdir()) == [file]
 
     def test_an_export_that_fails_leaves_nothing(self, own_server: EmbeddedServer, tmp_path: Path) -> None:

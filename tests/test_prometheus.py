@@ -122,7 +122,7 @@ class TestFigures:
         text = generate_latest(registry_of(app)).decode()
         assert "secret-host" not in text
         assert {name for line in text.splitlines() for name in re.findall(r"(\w+)=", line)} == {
-            *("operation", "status", "reason", "step", "le", "kind", "tier", "version"),
+            *("operation", "status", "reason", "step", "le", "kind", "tier", "version", "prices"),
         }
 
     def test_labels_from_the_server_are_escaped_and_those_that_look_alike_are_one(self, app: Celery) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import Counter
@@ -24,10 +25,11 @@ from tests.faults import eventually
 from tests.reported import reader_of
 from tests.test_cli import read
 from tests.test_html_report import written
-from tests.test_prometheus import of, registry_of, series
+from tests.test_prometheus import Series, of, registry_of, series
 
 CALLS = 2000
 REFRESHED, BYPASSED, OFF = 60, 40, 30
+PRICES = {"version": "2026-11", "models": {"mini-*": {"input": 0.15, "output": 0.6}}}
 KEPT = ("hits", "misses", "hit_rate", "saved")
 
 
@@ -38,9 +40,10 @@ def test_after_a_mixed_run_on_two_workers_all_views_agree_exactly(tmp_path: Path
     with EmbeddedServer() as cache, EmbeddedServer() as queue:
         app.conf.update(broker_url=queue.url, result_backend=queue.url, aicache_url=cache.url)
         reset_runtime(app)
-        urls = (queue.url, queue.url, cache.url)
+        urls, env = (queue.url, queue.url, cache.url), {"AICACHE_PRICES": json.dumps(PRICES)}
         workers = [
-            WorkerProcess("tests.doctor_app", *urls, concurrency=1, name=name).start() for name in ("one", "two")
+            WorkerProcess("tests.doctor_app", *urls, concurrency=1, env=env, name=name).start()
+            for name in ("one", "two")
         ]
         try:
             for worker in workers:
@@ -49,7 +52,7 @@ def test_after_a_mixed_run_on_two_workers_all_views_agree_exactly(tmp_path: Path
             reader = reader_of(app)
             eventually(lambda: is_all_there(reader.live().totals), within_s=120)
             sent += send_while_off(reader)
-            eventually(lambda: disabled(reader.live().totals) == OFF, within_s=30)
+            eventually(lambda: disabled(reader.live().totals) == OFF == past(reader.live().totals, "disabled"), 30)
             roll_up(app)
             answers = asked_of_workers(app)
             compare(app, tmp_path, sent, answers)
@@ -78,7 +81,13 @@ def is_all_there(totals: dict[str, Any]) -> bool:
     """Say whether every call's last timing has come: of what was computed, its store's."""
     computed = sum(record.of("get", "miss", "refresh") for record in totals.values())
     stored = sum(record.of("set") for record in totals.values())
-    return sum(record.of("get") for record in totals.values()) == CALLS and stored == computed
+    got = sum(record.of("get") for record in totals.values())
+    return got == CALLS and stored == computed and past(totals, "bypass") == BYPASSED
+
+
+def past(totals: dict[str, Any], status: str) -> int:
+    """Return how many bodies ran past the cache, for calls of a status."""
+    return sum(record.counts["compute", "success", status] for record in totals.values())
 
 
 def send_while_off(reader: Reader) -> Counter[str]:
@@ -148,3 +157,15 @@ def compare(app: Any, folder: Path, sent: Counter[str], answers: list[dict[str, 
             assert of(shown, "aicache_step_seconds_sum", operation=name, step=step) == spread["sum_ns"] / 1e9
         assert of(shown, "aicache_saved_seconds_total", operation=name) == row["saved"]["seconds"]
         assert of(shown, "aicache_served_bytes_total", operation=name) == row["bytes"]["served"]
+    compare_money(shown, records)
+
+
+def compare_money(shown: Series, records: dict[str, Any]) -> None:
+    for name, row in records.items():
+        for ledger in ("saved", "spent"):
+            for version, cost in row[ledger]["cost_by_prices"].items():
+                assert of(shown, f"aicache_{ledger}_cost_total", operation=name, prices=version) == cost > 0
+            for kind, count in row[ledger]["tokens"].items():
+                assert of(shown, f"aicache_{ledger}_tokens_total", operation=name, kind=kind) == count > 0
+    priced = {name: [*row["spent"]["cost_by_prices"]] for name, row in records.items()}
+    assert priced == {"shout": ["2026-11"], "tests.doctor_app.whisper": [""]}

@@ -44,8 +44,6 @@ _COUNTS: Final[Mapping[str, tuple[str, str]]] = {
 _SUMS: Final[Mapping[str, tuple[str, str, Callable[[SummaryRecord], float]]]] = {
     "aicache_saved_seconds": ("seconds", "What computing the hits' answers took.", lambda r: r.saved.compute_ns / 1e9),
     "aicache_spent_seconds": ("seconds", "What the bodies took that ran.", lambda r: r.spent.compute_ns / 1e9),
-    "aicache_saved_cost": ("", "What the hits' answers cost, in your currency.", lambda r: r.saved.cost_micros / 1e6),
-    "aicache_spent_cost": ("", "What the bodies cost, in your currency.", lambda r: r.spent.cost_micros / 1e6),
     "aicache_raw_bytes": ("bytes", "Answers that were stored, before compression.", lambda r: r.raw_bytes),
     "aicache_stored_bytes": ("bytes", "Answers that were stored, as they were stored.", lambda r: r.stored_bytes),
     "aicache_served_bytes": ("bytes", "The hits' answers, before compression.", lambda r: r.served_bytes),
@@ -79,12 +77,14 @@ def _counters(records: Records) -> Iterator[Metric]:
         yield _counter(name, text, ["operation", "status", "reason"], _counts(records, step))
     for name, (unit, text, figure) in _SUMS.items():
         yield _counter(name, text, ["operation"], _sums(records, figure), unit)
-    yield _counter(
-        "aicache_saved_tokens", "Tokens of the hits' answers.", ["operation", "kind"], _tokens(records, "saved")
-    )
-    yield _counter(
-        "aicache_spent_tokens", "Tokens of the bodies that ran.", ["operation", "kind"], _tokens(records, "spent")
-    )
+    for ledger, whose in (("saved", "the hits' answers"), ("spent", "the bodies that ran")):
+        text, tokens = f"Tokens of {whose}.", _by_name(records, ledger, "tokens")
+        yield _counter(f"aicache_{ledger}_tokens", text, ["operation", "kind"], tokens)
+        text = f"What {whose} cost, in your currency, by version of aicache_prices; empty: bodies said so."
+        yield _counter(f"aicache_{ledger}_cost", text, ["operation", "prices"], _costs(records, ledger))
+    text = "Bodies that took tokens which have no price."
+    unpriced = _by_name(records, "spent", "unpriced")
+    yield _counter("aicache_unpriced_bodies", text, ["operation", "model"], unpriced)
     yield _counter("aicache_text_lookups", "Look-ups by size of the text.", ["operation", "tier"], _tiers(records))
     lost = sum(record.lost for record in records)
     yield _counter("aicache_lost_samples", "Timings that processes could not send.", [], {(): lost})
@@ -108,12 +108,19 @@ def _sums(records: Records, figure: Callable[[SummaryRecord], float]) -> Rows:
     return found
 
 
-def _tokens(records: Records, ledger: str) -> Rows:
+def _by_name(records: Records, ledger: str, names: str) -> Rows:
     found = Counter[Labels]()
     for record in records:
-        for kind, count in getattr(record, ledger).tokens.items():
-            found[_labels(record.operation, kind)] += count
+        for name, count in getattr(getattr(record, ledger), names).items():
+            found[_labels(record.operation, name)] += count
     return found
+
+
+def _costs(records: Records, ledger: str) -> Rows:
+    """Return costs; every operation has one of what bodies said, so that no series begins late for want of prices."""
+    micros = Counter({_labels(record.operation, ""): 0 for record in records if record.operation})
+    micros.update(_by_name(records, ledger, "costs"))
+    return {labels: cost / 1e6 for labels, cost in micros.items()}
 
 
 def _tiers(records: Records) -> Rows:

@@ -223,6 +223,7 @@ FIGURES: Final[Mapping[str, Callable[[SummaryRecord], float | None]]] = {
     "saved_tokens": TOPS["tokens"],
     "saved_cost": TOPS["cost"],
     "spent_seconds": lambda record: record.spent.compute_ns / 1e9,
+    "spent_cost": lambda record: record.spent.cost_micros / 1e6,
     "stored_bytes": lambda record: record.stored_bytes,
 }
 """What `compare` puts side by side."""

@@ -69,6 +69,7 @@ def figures_table(
     *,
     title: str = "",
     trends: Mapping[Group, Sequence[float]] | None = None,
+    currency: str = "",
     plain: bool = False,
 ) -> Table:
     """Return what operations, or windows, did. Look-ups are hits and misses; the other calls have columns of their own.
@@ -78,6 +79,7 @@ def figures_table(
         by: what they tell apart.
         title: above the table.
         trends: look-ups over time of each row, for a sparkline.
+        currency: shown beside money.
         plain: marks in ASCII.
     """
     columns = [
@@ -92,6 +94,7 @@ def figures_table(
         Column("saved", rank=1),
         Column("saved tokens", rank=7),
         Column("saved cost", rank=7),
+        Column("spent cost", rank=9),
         Column("get p50", rank=6),
         Column("get p95", rank=4),
         Column("computed p50", rank=5),
@@ -101,15 +104,16 @@ def figures_table(
     trends = trends or {}
     table = Table(title, columns)
     for group, record in rows.items():
-        table.rows.append([*by_cells(by, group), *_figures(record, plain), _trend(trends.get(group, ()), plain)])
+        cells = _figures(record, currency, plain)
+        table.rows.append([*by_cells(by, group), *cells, _trend(trends.get(group, ()), plain)])
     if len(rows) > 1:
         names = ["all", *([""] * len(by))][: len(by)]
         summed = [sum(values) for values in zip(*trends.values(), strict=False)]
-        table.total = [*names, *_figures(total_of(rows.values()), plain), _trend(summed, plain)]
+        table.total = [*names, *_figures(total_of(rows.values()), currency, plain), _trend(summed, plain)]
     return _without_empty(table, len(by))
 
 
-def _figures(record: SummaryRecord, plain: bool) -> list[str]:
+def _figures(record: SummaryRecord, currency: str, plain: bool) -> list[str]:
     saved, rate = record.saved, record.hit_rate
     return [
         number(record.lookups),
@@ -118,7 +122,7 @@ def _figures(record: SummaryRecord, plain: bool) -> list[str]:
         *(_times(record, status) for status in UNCOUNTED),
         duration(saved.compute_ns),
         number(saved.tokens.total()) if saved.tokens else NOTHING,
-        money(saved.cost_micros / 1e6) if saved.cost_micros else NOTHING,
+        *(money(cost / 1e6, currency) if cost else NOTHING for cost in (saved.cost_micros, record.spent.cost_micros)),
         _ms(record.percentile_ms("get", 50)),
         _ms(record.percentile_ms("get", 95)),
         _ms(record.percentile_ms("compute", 50)),
@@ -168,7 +172,12 @@ def counts_table(rows: Mapping[Group, Counted], by: Sequence[str], *, title: str
 
 
 def rows_table(
-    rows: Mapping[Group, SummaryRecord | Distribution | Counted], by: Sequence[str], *, title: str, plain: bool
+    rows: Mapping[Group, SummaryRecord | Distribution | Counted],
+    by: Sequence[str],
+    *,
+    title: str,
+    currency: str = "",
+    plain: bool,
 ) -> Table:
     """Return the table of whatever `aicache_tasks.reports.rows.rows_of` gave."""
     if "status" in by:
@@ -178,7 +187,7 @@ def rows_table(
     if "step" in by:
         return timings_table({g: row for g, row in rows.items() if isinstance(row, Distribution)}, by, title=title)
     records = {g: row for g, row in rows.items() if isinstance(row, SummaryRecord)}
-    return figures_table(records, by, title=title, plain=plain)
+    return figures_table(records, by, title=title, currency=currency, plain=plain)
 
 
 _NAMES: Final = {
@@ -194,16 +203,18 @@ _NAMES: Final = {
     "saved_tokens": "saved tokens",
     "saved_cost": "saved cost",
     "spent_seconds": "computed time",
+    "spent_cost": "spent cost",
     "stored_bytes": "stored",
 }
 
 
-def changes_table(changes: Iterable[Change], *, title: str) -> Table:
+def changes_table(changes: Iterable[Change], *, title: str, currency: str = "") -> Table:
     """Return two spans side by side."""
     table = Table(title, [Column("", "name"), Column("before"), Column("now"), Column("change")])
     for change in changes:
         if change.before or change.now:
-            row = [_figure(change.name, change.before), _figure(change.name, change.now), change_of(change)]
+            figures = [_figure(change.name, value, currency) for value in (change.before, change.now)]
+            row = [*figures, change_of(change)]
             table.rows.append([_NAMES[change.name], *row])
     return table
 
@@ -229,7 +240,7 @@ def change_of(change: Change) -> str:
     return NOTHING if change.difference is None else f"{100 * change.difference:+.1f} points"
 
 
-def _figure(name: str, value: float | None) -> str:
+def _figure(name: str, value: float | None, currency: str = "") -> str:
     if name == "hit_rate":
         return percent(value)
     if name.endswith("_ms"):
@@ -237,11 +248,13 @@ def _figure(name: str, value: float | None) -> str:
     if name.endswith("_seconds"):
         return NOTHING if value is None else duration(value * 1e9)
     if name.endswith("_cost"):
-        return money(value)
+        return money(value, currency)
     return size(value) if name.endswith("_bytes") else number(value)
 
 
-def top_table(found: Sequence[tuple[SummaryRecord, float]], by: str, *, title: str, plain: bool) -> Table:
+def top_table(
+    found: Sequence[tuple[SummaryRecord, float]], by: str, *, title: str, currency: str = "", plain: bool
+) -> Table:
     """Return operations in the order of a figure."""
     heads = {"saved": "saved time", "cost": "saved cost", "tokens": "saved tokens", "lookups": "look-ups"}
     heads |= {"misses": "misses", "slow": "get p95", "compute": "computed p95"}
@@ -251,15 +264,16 @@ def top_table(found: Sequence[tuple[SummaryRecord, float]], by: str, *, title: s
     for record, value in found:
         rates = [number(record.lookups), percent(record.hit_rate)]
         marks = bar(value / most, 2 * BAR_COLUMNS, plain=plain)
-        table.rows.append([label(record.operation), _top(by, value), marks, *(rates[by == "lookups" :])])
+        cells = [label(record.operation), _top(by, value, currency), marks]
+        table.rows.append([*cells, *(rates[by == "lookups" :])])
     return table
 
 
-def _top(by: str, value: float) -> str:
+def _top(by: str, value: float, currency: str) -> str:
     if by == "saved":
         return duration(value * 1e9)
     if by == "cost":
-        return money(value)
+        return money(value, currency)
     return _ms(value) if by in ("slow", "compute") else number(value)
 
 
@@ -305,8 +319,24 @@ def trouble_lines(total: SummaryRecord) -> Iterator[str]:
         yield f"{plural(failed, 'look-up')} failed, and the bodies ran: {why}"
     if failed := total.of("set", "failed"):
         yield f"{plural(failed, 'answer')} could not be stored: {_reasons(total, 'set', 'failed')}"
+    if total.spent.unpriced:
+        answers = plural(total.spent.unpriced.total(), "answer")
+        models = ", ".join(f"{label(name) if name else 'no model'} {number(n)}" for name, n in _most(total.spent.unpriced))
+        yield f"{answers} took tokens that have no price, and count as no cost; aicache_prices lacks: {models}"
     if total.lost:
         yield f"{plural(total.lost, 'timing')} lost: processes had no room for them, or could not send them"
+
+
+def price_lines(total: SummaryRecord, currency: str) -> Iterator[str]:
+    """Yield what each version of the prices saved and spent, if prices had a part in it."""
+    saved, spent = total.saved.costs, total.spent.costs
+    for version in sorted({*saved, *spent}) if {*saved, *spent} - {""} else ():
+        by = f"by prices {label(version)}" if version else "as bodies said"
+        yield f"cost {by}: {money(saved[version] / 1e6, currency)} saved, {money(spent[version] / 1e6, currency)} spent"
+
+
+def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_REASONS]
 
 
 def _reasons(total: SummaryRecord, step: str, status: str) -> str:

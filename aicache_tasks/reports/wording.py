@@ -135,15 +135,16 @@ def plural(count: int, thing: str) -> str:
     return f"{number(count)} {thing}{end}"
 
 
-def money(amount: float | None) -> str:
+def money(amount: float | None, currency: str = "") -> str:
     """Return an amount of your currency.
 
-    >>> money(12.5), money(0.00213), money(0)
-    ('12.50', '0.0021', '0.00')
+    >>> money(12.5), money(0.00213), money(0, "USD")
+    ('12.50', '0.0021', '0.00 USD')
     """
     if amount is None:
         return NOTHING
-    return f"{amount:,.2f}" if amount >= 0.995 or not amount else f"{amount:.2g}"
+    shown = f"{amount:,.2f}" if amount >= 0.995 or not amount else f"{amount:.2g}"
+    return f"{shown} {label(currency)}" if currency else shown
 
 
 def percent(share: float | None) -> str:

@@ -18,6 +18,7 @@ from aicache_tasks.reports.commands.base import as_json as json_option
 from aicache_tasks.reports.commands.calls import explained, of_a_call, task_of
 from aicache_tasks.reports.commands.explain import why
 from aicache_tasks.reports.wording import duration, label, money, number, size
+from aicache_tasks.runtime import runtime_of
 
 
 @command
@@ -42,14 +43,14 @@ def peek(
         return
     assert entry is not None
     screen = screen_of(ctx)
-    for name, value in _lines(entry):
+    for name, value in _lines(entry, runtime_of(named.app).settings.currency):
         screen.line(f"{name:<12}{value}")
     if show_value:
         screen.line()
         screen.line(_text(entry.value))
 
 
-def _lines(entry: CacheEntry) -> Iterator[tuple[str, str]]:
+def _lines(entry: CacheEntry, currency: str) -> Iterator[tuple[str, str]]:
     yield "operation", label(entry.operation)
     yield "key", label(entry.key, 200)
     yield "stored", f"{duration(entry.age_s * 1e9)} ago, for another {duration(entry.ttl_s * 1e9)}"
@@ -60,7 +61,8 @@ def _lines(entry: CacheEntry) -> Iterator[tuple[str, str]]:
     if entry.usage:
         yield "usage", ", ".join(f"{label(kind)} {number(count)}" for kind, count in sorted(entry.usage.items()))
     if entry.cost is not None:
-        yield "cost", money(entry.cost)
+        by = f", by prices {label(entry.prices)}" if entry.prices else ""
+        yield "cost", f"{money(entry.cost, currency)}{by}"
 
 
 def _json(entry: CacheEntry, show_value: bool) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def rollup(ctx: click.Context, dry_run: bool, as_json: bool) -> None:
     for line in _lines(done, dry_run):
         screen.line(line)
     if named := rows_by_operation(record for _, record in sorted(done.totals.items())):
-        screen.table(figures_table(named, ["operation"], plain=screen.plain_marks))
+        screen.table(figures_table(named, ["operation"], currency=reader.settings.currency, plain=screen.plain_marks))
 
 
 @contextmanager

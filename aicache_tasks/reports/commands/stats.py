@@ -18,7 +18,14 @@ from aicache_tasks.reports.commands.base import as_json as json_option
 from aicache_tasks.reports.commands.base import command, echo_json, nothing_yet, place_of, reader_of, screen_of
 from aicache_tasks.reports.queries import Live, Reader, total_of
 from aicache_tasks.reports.tables import Screen
-from aicache_tasks.reports.views import alert_line, figures_table, rows_by_operation, trouble_lines, workers_table
+from aicache_tasks.reports.views import (
+    alert_line,
+    figures_table,
+    price_lines,
+    rows_by_operation,
+    trouble_lines,
+    workers_table,
+)
 from aicache_tasks.reports.wording import duration, iso, label, number, plural, size
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import StoreInfo
@@ -51,7 +58,7 @@ def stats(ctx: click.Context, as_json: bool) -> None:
     reader = reader_of(ctx)
     now = Now(reader.live(), current(reader.summaries), since_asked_s(reader.summaries))
     if as_json:
-        echo_json(_as_json(now))
+        echo_json(_as_json(now, reader.settings.currency))
         return
     if now.live.is_switched_off:
         screen_of(ctx).line(SWITCHED_OFF, "warning")
@@ -64,12 +71,15 @@ def stats(ctx: click.Context, as_json: bool) -> None:
 def _show(screen: Screen, now: Now, reader: Reader, place: str) -> None:
     live, plain = now.live, screen.plain_marks
     if named := rows_by_operation(live.totals.values()):
-        screen.table(figures_table(named, ["operation"], plain=plain))
+        screen.table(figures_table(named, ["operation"], currency=reader.settings.currency, plain=plain))
         screen.line()
     if live.workers:
         screen.table(workers_table(live.workers, live.at_s, plain=plain))
         screen.line()
-    for line in trouble_lines(total_of(live.totals.values())):
+    total = total_of(live.totals.values())
+    for line in price_lines(total, reader.settings.currency):
+        screen.line(line)
+    for line in trouble_lines(total):
         screen.line(line, "warning")
     for line in _aside_lines(live):
         screen.line(line, "warning")
@@ -115,10 +125,11 @@ def _set_aside(live: Live) -> dict[str, int]:
     return {"batches": total.undecodable - live.waiting.undecodable, "records": total.damaged}
 
 
-def _as_json(now: Now) -> dict[str, Any]:
+def _as_json(now: Now, currency: str) -> dict[str, Any]:
     live, backlog, store = now.live, now.live.backlog, now.live.store
     return {
         "at": iso(live.at_s),
+        "currency": currency,
         "operations": [record.as_json(sketches=False) for record in live.totals.values()],
         "workers": [_worker_json(name, minutes) for name, minutes in live.workers.items()],
         "backlog": {

@@ -134,13 +134,13 @@ def summaries(
 def _show(
     screen: Screen, reader: Reader, covered: Cover, records: Sequence[SummaryRecord], by: tuple[str, ...]
 ) -> None:
-    title, found = title_of(covered.span), rows.rows_of(records, by)
+    title, found, currency = title_of(covered.span), rows.rows_of(records, by), reader.settings.currency
     if by == ("operation",):
         named = rows_by_operation(row for row in found.values() if isinstance(row, SummaryRecord))
         trends = _trends(reader, covered.span, [group[0] for group in named])
-        screen.table(figures_table(named, by, title=title, trends=trends, plain=screen.plain_marks))
+        screen.table(figures_table(named, by, title=title, trends=trends, currency=currency, plain=screen.plain_marks))
     else:
-        screen.table(rows_table(found, by, title=title, plain=screen.plain_marks))
+        screen.table(rows_table(found, by, title=title, currency=currency, plain=screen.plain_marks))
     for line in trouble_lines(total_of(records)):
         screen.line(line, "warning")
 
@@ -195,7 +195,7 @@ def _compare(
     if not changes:
         nothing_yet(ctx, reader)
     screen, title = screen_of(ctx), f"{title_of(now.cover.span)}, before: {title_of(before.cover.span)}"
-    screen.table(changes_table(overall, title=title))
+    screen.table(changes_table(overall, title=title, currency=reader.settings.currency))
     if len(changes) > 1:
         screen.line()
         screen.table(changes_by_operation(changes, title=""))

@@ -33,7 +33,7 @@ from aicache_tasks.summary import SummaryRecord
 _LACKING: Final = {
     "saved": "a time that it took to compute: it was stored by hand",
     "tokens": "tokens: bodies say what they took by aicache_tasks.annotate(usage={…})",
-    "cost": "a cost: bodies say what they took by aicache_tasks.annotate(cost=…)",
+    "cost": "a cost: set aicache_prices, or let bodies say it by aicache_tasks.annotate(cost=…)",
 }
 _MISSING: Final = {
     "lookups": "no call looked for an answer in this span",
@@ -87,7 +87,8 @@ def top(
         nothing_yet(ctx, reader)
     else:
         screen = screen_of(ctx)
-        screen.table(top_table(found, by, title=title_of(merged.cover.span), plain=screen.plain_marks))
+        title, currency = title_of(merged.cover.span), reader.settings.currency
+        screen.table(top_table(found, by, title=title, currency=currency, plain=screen.plain_marks))
 
 
 def _nothing_of(total: SummaryRecord, by: str) -> None:

@@ -66,7 +66,7 @@ def _steps(document: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _windows(document: Mapping[str, Any]) -> Iterator[Row]:
-    plain = ("hit_rate", "saved_s", "spent_s", "stored_bytes", "served_bytes")
+    plain = ("hit_rate", "saved_s", "spent_s", "saved_cost", "spent_cost", "stored_bytes", "served_bytes")
     yield ["start", *STATUSES, *plain, *(f"{step}_p95_ms" for step in STEPS)]
     for window in document["windows"]["each"]:
         counts = [window["lookups"].get(status, 0) for status in STATUSES]
@@ -83,6 +83,8 @@ _FIGURES: Final = (
     "saved_tokens",
     "saved_cost",
     "spent_seconds",
+    "spent_tokens",
+    "spent_cost",
     "raw_bytes",
     "stored_bytes",
     "served_bytes",
@@ -93,7 +95,7 @@ _FIGURES: Final = (
 
 
 def _figures(row: Mapping[str, Any]) -> Row:
-    sizes, saved, steps = row["bytes"], row["saved"], row["steps"]
+    sizes, saved, spent, steps = row["bytes"], row["saved"], row["spent"], row["steps"]
     timed = [steps[s][f"{name}_ns"] / NS_IN_MS if s in steps else None for s in STEPS for name in PERCENTILES]
     return [
         row["hits"] + row["misses"],
@@ -103,7 +105,9 @@ def _figures(row: Mapping[str, Any]) -> Row:
         saved["seconds"],
         sum(saved["tokens"].values()),
         saved["cost"],
-        row["spent"]["seconds"],
+        spent["seconds"],
+        sum(spent["tokens"].values()),
+        spent["cost"],
         sizes["raw"],
         sizes["stored"],
         sizes["served"],

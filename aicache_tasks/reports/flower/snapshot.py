@@ -90,6 +90,7 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
         "place": place_of(reader.settings),
         "span": {"name": asked.span, "start_s": covered.start_s, "end_s": covered.end_s},
         "operation": asked.operation,
+        "currency": label(reader.settings.currency) if reader.settings.currency else "",
         "names": [_named(name) for name in list(now.live.totals)[:MOST_OPERATIONS] if name],
         "total": figures_json(total_of(chosen.values())),
         "all_time": figures_json(total_of(_chosen(now.live.totals, asked).values())),
@@ -186,6 +187,8 @@ def _window(record: SummaryRecord) -> dict[str, Any]:
         "p95_ms": {step: ms for step in STEPS if (ms := record.percentile_ms(step, 95)) is not None},
         "saved_s": record.saved.compute_ns / 1e9,
         "spent_s": record.spent.compute_ns / 1e9,
+        "saved_cost": record.saved.cost_micros / 1e6,
+        "spent_cost": record.spent.cost_micros / 1e6,
         "stored_bytes": record.stored_bytes,
         "served_bytes": record.served_bytes,
     }

@@ -68,7 +68,7 @@ function show(why) {
 
 function draw() {
   const actions = { order: view.order, csv, focus: choose, reorder: (order) => { view.order = order; draw(); },
-    invalidate: (row) => dialog.open(row, row.operation === shown.operation ? shown.all_time : ever(row)) };
+    invalidate: (row) => dialog.open(row, row.operation === shown.operation ? shown.all_time : ever(row), shown.currency) };
   figures.cards(byId("aic-cards"), shown);
   figures.operations(byId("aic-operations"), shown, actions);
   charts.update(shown, csv);

@@ -17,7 +17,7 @@ export class Dialog {
   }
 
   // row: of the operation; ever: its figures of all time, if they are known.
-  open(row, ever) {
+  open(row, ever, currency) {
     this.operation = row.operation;
     this.label = row.label;
     this.confirm.disabled = false;
@@ -25,7 +25,7 @@ export class Dialog {
     byId("aic-dialog-title").replaceChildren("Invalidate ", name(row.label), "?");
     replace(byId("aic-dialog-text"),
       h("p", null, "Every stored answer of ", h("strong", null, name(row.label)), " is taken out of force at once, for all workers. Its next calls compute again. This cannot be undone."),
-      h("p", null, worth(ever ?? row, ever ? "So far" : "In the span that is shown")));
+      h("p", null, worth(ever ?? row, ever ? "So far" : "In the span that is shown", currency)));
     this.confirm.replaceChildren("Invalidate ", name(row.label));
     this.element.showModal();
   }
@@ -47,9 +47,9 @@ export class Dialog {
   }
 }
 
-function worth(figures, when) {
+function worth(figures, when, currency) {
   const tokens = Object.values(figures.saved.tokens).reduce((sum, count) => sum + count, 0);
-  const saved = [seconds(figures.saved.seconds) + " of computing", tokens ? `${number(tokens)} tokens` : null, figures.saved.cost ? `${money(figures.saved.cost)} in money` : null];
+  const saved = [seconds(figures.saved.seconds) + " of computing", tokens ? `${number(tokens)} tokens` : null, figures.saved.cost ? `${money(figures.saved.cost, currency)} in money` : null];
   const median = figures.steps.compute?.p50_ns;
   return `${when} its stored answers served ${number(figures.hits)} calls and saved ${saved.filter(Boolean).join(", ")}.` + (median ? ` Computing one takes ${duration(median)} (median).` : "");
 }

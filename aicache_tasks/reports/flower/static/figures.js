@@ -9,7 +9,8 @@ const STEP_NAMES = { key: "key", get: "look-up", decode: "decode", compute: "com
 export const stepName = (step) => STEP_NAMES[step] || step;
 
 const lookups = (figures) => figures.hits + figures.misses;
-const tokens = (ledger) => Object.values(ledger.tokens).reduce((sum, count) => sum + count, 0);
+const sum = (counts) => Object.values(counts).reduce((all, count) => all + count, 0);
+const tokens = (ledger) => sum(ledger.tokens);
 const took = (figures, step, rank) => figures.steps[step]?.[`${rank}_ns`] ?? null;
 const called = (figures, status) => Object.values(figures.counts.get?.[status] ?? {}).reduce((sum, count) => sum + count, 0);
 const errors = (figures) => called(figures, "error");
@@ -17,7 +18,8 @@ const disabled = (figures) => called(figures, "disabled");
 
 export function cards(element, shown) {
   const { total, all_time: ever } = shown, all = shown.span.name === "all";
-  const since = (text) => (all ? "" : `all time ${text}`);
+  const since = (text) => (all ? "" : `all time ${text}`), amount = (cost) => money(cost, shown.currency);
+  const versions = Object.keys({ ...total.saved.cost_by_prices, ...total.spent.cost_by_prices }).filter(Boolean).sort(), unpriced = sum(total.spent.unpriced);
   const card = (label, value, lines, kind = "") => h("article", { class: `metric-card ${kind}` },
     h("h2", { class: "metric-label" }, label), h("p", { class: "metric-value" }, value),
     lines.filter(Boolean).map((line) => h("p", { class: "aic-card-line" }, line)));
@@ -27,8 +29,9 @@ export function cards(element, shown) {
     card("Time saved", seconds(total.saved.seconds), [`${seconds(total.spent.seconds)} spent`, since(seconds(ever.saved.seconds))], "metric-card-success"),
     tokens(ever.saved) || tokens(ever.spent)
       ? card("Tokens saved", number(tokens(total.saved)), [`${number(tokens(total.spent))} spent`, since(number(tokens(ever.saved)))], "metric-card-success") : null,
-    ever.saved.cost || ever.spent.cost
-      ? card("Money saved", money(total.saved.cost), [`${money(total.spent.cost)} spent`, since(money(ever.saved.cost))], "metric-card-success") : null,
+    ever.saved.cost || ever.spent.cost || unpriced
+      ? card("Money saved", amount(total.saved.cost), [`${amount(total.spent.cost)} spent`, since(amount(ever.saved.cost)), versions.length ? `by prices ${versions.join(", ")}` : "",
+        unpriced ? `${number(unpriced)} bodies have no price` : ""], "metric-card-success") : null,
     card("Look-up, p95", duration(took(total, "get", "p95")), [`p50 ${duration(took(total, "get", "p50"))}, p99 ${duration(took(total, "get", "p99"))}`,
       since(duration(took(ever, "get", "p95")))], "metric-card-active"),
     card("Bytes served", size(total.bytes.served), [`${size(total.bytes.raw)} of new answers, ${size(total.bytes.stored)} as stored`, since(size(ever.bytes.served))]));
@@ -36,7 +39,7 @@ export function cards(element, shown) {
 
 export function operations(element, shown, actions) {
   const rows = shown.operations.filter((row) => row.operation || row.counts.get).map((row) => ({ ...row, chosen: row.operation === shown.operation }));
-  const costs = rows.some((row) => row.saved.cost), failed = rows.some(errors), counted = rows.some((row) => tokens(row.saved));
+  const costs = rows.some((row) => row.saved.cost || row.spent.cost), failed = rows.some(errors), counted = rows.some((row) => tokens(row.saved));
   const focus = (row) => h("button", { type: "button", class: "aic-focus", "data-key": `focus ${row.operation}`, "aria-pressed": row.chosen ? "true" : "false",
     onclick: () => actions.focus(row.chosen ? "" : row.operation) }, name(row.label));
   const remove = (row, place) => h("button", { type: "button", class: `aic-button aic-small ${place}`, "data-key": `invalidate ${place} ${row.operation}`,
@@ -50,7 +53,8 @@ export function operations(element, shown, actions) {
     rows.some(disabled) ? { head: "Switched off", wide: true, text: (row) => (disabled(row) ? number(disabled(row)) : NOTHING), value: disabled, title: "Calls while the cache was switched off" } : null,
     { head: "Time saved", text: (row) => seconds(row.saved.seconds), value: (row) => row.saved.seconds },
     counted ? { head: "Tokens saved", wide: true, text: (row) => number(tokens(row.saved)), value: (row) => tokens(row.saved) } : null,
-    costs ? { head: "Money saved", wide: true, text: (row) => money(row.saved.cost), value: (row) => row.saved.cost } : null,
+    costs ? { head: "Money saved", wide: true, text: (row) => money(row.saved.cost, shown.currency), value: (row) => row.saved.cost } : null,
+    costs ? { head: "Money spent", wide: true, spare: true, text: (row) => money(row.spent.cost, shown.currency), value: (row) => row.spent.cost } : null,
     { head: "Look-up p95", wide: true, text: (row) => duration(took(row, "get", "p95")), value: (row) => took(row, "get", "p95") },
     { head: "Compute p50", wide: true, spare: true, text: (row) => duration(took(row, "compute", "p50")), value: (row) => took(row, "compute", "p50") },
     { head: "Compute p95", wide: true, text: (row) => duration(took(row, "compute", "p95")), value: (row) => took(row, "compute", "p95") },
@@ -77,7 +81,7 @@ export function ranking(element, shown) {
   const lists = Object.entries(TOPS).filter(([by]) => shown.top[by]?.length || by !== "cost").map(([by, [title, format]]) => {
     const most = Math.max(...shown.top[by].map((row) => row.value), 0) || 1;
     return h("div", { class: `aic-top aic-top-${by}` }, h("h3", null, title), shown.top[by].length
-      ? h("ol", null, shown.top[by].map((row) => h("li", null, name(row.label), h("span", { class: "aic-top-value" }, format(row.value)), bar(row.value / most))))
+      ? h("ol", null, shown.top[by].map((row) => h("li", null, name(row.label), h("span", { class: "aic-top-value" }, format(row.value, shown.currency)), bar(row.value / most))))
       : h("p", { class: "aic-empty" }, "Nothing in this span."));
   });
   panel(element, "aic-top", "Rankings", {}, h("div", { class: "aic-tops" }, lists));

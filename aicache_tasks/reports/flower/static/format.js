@@ -61,10 +61,10 @@ export function percent(share) {
   return shown === "100" && share < 1 ? ">99.9 %" : `${shown} %`;
 }
 
-export function money(amount) {
+export function money(amount, currency) {
   if (amount === null || amount === undefined) return NOTHING;
-  if (amount >= 0.995 || !amount) return amount.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
-  return String(Number(amount.toPrecision(2)));
+  const shown = amount >= 0.995 || !amount ? amount.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : String(Number(amount.toPrecision(2)));
+  return currency ? `${shown} ${currency}` : shown;
 }
 
 // A value in one of the units that alerts have.
