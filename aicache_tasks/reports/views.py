@@ -321,7 +321,9 @@ def trouble_lines(total: SummaryRecord) -> Iterator[str]:
         yield f"{plural(failed, 'answer')} could not be stored: {_reasons(total, 'set', 'failed')}"
     if total.spent.unpriced:
         answers = plural(total.spent.unpriced.total(), "answer")
-        models = ", ".join(f"{label(name) if name else 'no model'} {number(n)}" for name, n in _most(total.spent.unpriced))
+        models = ", ".join(
+            f"{label(name) if name else 'no model'} {number(n)}" for name, n in _most(total.spent.unpriced)
+        )
         yield f"{answers} took tokens that have no price, and count as no cost; aicache_prices lacks: {models}"
     if total.lost:
         yield f"{plural(total.lost, 'timing')} lost: processes had no room for them, or could not send them"
