@@ -29,8 +29,10 @@ from tests.provider import FALLBACK, MODEL, Behaviour, Provider
 from tests.test_workers_tasks import app as workers_app
 from workers import engines, tasks
 from workers.articles import ARTICLES
+from workers.engines import base
 from workers.engines.base import (
     Completion,
+    EngineError,
     EngineRequest,
     RateLimited,
     RejectedRequest,
@@ -211,6 +213,27 @@ class TestSettings:
     def test_no_repr_shows_the_key(self) -> None:
         settings = OpenAISettings(model="m", api_key=KEY)
         assert KEY not in f"{settings!r} {settings} {OpenAIEngine(settings)!r} {OpenAIEngine(settings).sampling!r}"
+
+
+DOCUMENT = ROOT / "docs" / "engines.md"
+START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
+
+
+def test_the_table_of_variables_is_made_from_the_code() -> None:
+    """``AICACHE_REGENERATE=1`` writes it anew."""
+    before, rest = DOCUMENT.read_text().split(START)
+    table, after = rest.split(END)
+    rows = [f"| `{name}` | {f'`{default}`' if default else ''} | {means} |" for name, default, means in variables()]
+    made = "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows]) + "\n"
+    if os.environ.get("AICACHE_REGENERATE"):
+        DOCUMENT.write_text(before + START + made + END + after)
+        table = made
+    assert table == made
+
+
+def test_every_kind_of_error_is_in_the_document() -> None:
+    kinds = {kind.__name__ for kind in vars(base).values() if isinstance(kind, type) and issubclass(kind, EngineError)}
+    assert {name for name in kinds if f"`{name}`" not in DOCUMENT.read_text()} == set()
 
 
 class TestKey:
@@ -671,7 +694,7 @@ class TestConnections:
     def test_one_that_the_server_has_closed_meanwhile_is_replaced(
         self, make: Callable[..., OpenAIEngine], provider: Provider
     ) -> None:
-        engine = make(retries=0)
+        engine = make()
         for _ in range(3):
             provider.then.append(stub.raw_and_close)
             engine.complete(request())
