@@ -489,7 +489,7 @@ def test_numbers_read_as_in_the_terminal(office: SimpleNamespace, opened: Opens)
     module = "/aicache/static/format.js"
     for name, values in wanted.items():
         shown = page.evaluate(
-            "async ([m, n, v]) => { const f = await import(m); return v.map(f[n]); }", [module, name, values]
+            "async ([m, n, v]) => { const f = await import(m); return v.map((x) => f[n](x)); }", [module, name, values]
         )
         assert shown == [getattr(wording, name)(value) for value in values], name
     measure = "async ([m, v]) => { const f = await import(m); return v.map(([a, b]) => f.measured(a, b)); }"
