@@ -19,12 +19,13 @@ from rich.console import Console
 from aicache_tasks.errors import MissingExtraError, SettingsError
 from aicache_tasks.records import CallInfo
 from aicache_tasks.testing import EmbeddedServer
-from workers import demo, demo_checks, demo_table
-from workers.demo_client import OPERATIONS, OPTIONS
+from workers import demo, demo_checks, demo_model, demo_table
+from workers.demo_calls import OPERATIONS, OPTIONS
 from workers.engines import load_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "workers.demo"]
+FAST = ("--engine", "extractive")
 MISS = CallInfo("miss", "key_not_found", "questions", "k", 99.99, 99.99, 9999.9, 99.99, 99999, 99999)
 HIT = CallInfo("hit", "", "questions", "k", 99.99, 99.99)
 
@@ -60,6 +61,13 @@ class TestTables:
 
     def test_a_miss_and_another_answer_in_the_second_run_are_faults(self) -> None:
         assert len(demo_table.faults([measured(MISS, "one")], [measured(MISS, "two")])) == 2
+
+    def test_a_reply_that_could_not_be_used_is_told_and_is_no_fault_while_another_article_has_an_answer(self) -> None:
+        cut = measured(MISS, "questions: finish reason length")._replace(kept=False)
+        first, second = [cut, measured(MISS)], [cut, measured(HIT)]
+        assert demo_table.faults(first, second) == []
+        assert len(demo_table.not_kept(first)) == 1
+        assert demo_table.faults([cut], [cut]) == ["questions: no reply that could be used"]
 
 
 class TestWhatCannotBegin:
@@ -105,6 +113,42 @@ class TestWhatCannotBegin:
         at = demo.Addresses("redis://b", "redis://c", "http://f")
         passed_on = demo.child_environ({demo.CALLERS_PATH: "/my/code"}, at, "mine:make")
         assert passed_on["PYTHONPATH"].split(os.pathsep) == [*filter(None, sys.path), "/my/code"]
+
+
+class TestChoiceOfEngine:
+    def test_without_its_packages_the_fast_one_answers_and_a_line_says_so(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(demo_model, "PACKAGES", ("not_there",))
+        assert demo_model.choose_engine(None, None) == "extractive"
+        assert re.fullmatch(
+            r"no language model for .* the engine extractive answers instead\n", capsys.readouterr().err
+        )
+
+    def test_asked_for_by_name_its_missing_packages_are_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo_model, "PACKAGES", ("not_there",))
+        with pytest.raises(MissingExtraError, match=r"pip install 'aicache-tasks\[local\]'"):
+            demo_model.choose_engine("local", None)
+
+    @pytest.mark.parametrize(("name", "said"), [("absent", "No such file"), ("text", "is no GGUF file")])
+    def test_what_is_no_model_is_said_so(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+    ) -> None:
+        monkeypatch.setattr(demo_model, "PACKAGES", ())
+        (tmp_path / "text").write_text("no model")
+        with pytest.raises(demo_checks.Unusable, match=said):
+            demo_model.choose_engine(None, str(tmp_path / name))
+
+    def test_a_model_is_for_the_local_engine_alone(self) -> None:
+        with pytest.raises(demo_checks.Unusable, match="not for extractive"):
+            demo_model.choose_engine("extractive", "m.gguf")
+
+    def test_the_server_is_found_in_its_log_once_the_line_is_whole(self, tmp_path: Path) -> None:
+        log = tmp_path / "llm.log"
+        log.write_text("loading\nhttp://127.0.0.1:1/v1 m-1")
+        assert demo_model.listening(log) is None
+        log.write_text("loading\nhttp://127.0.0.1:1/v1 m-1 (threads: 1)\n")
+        assert demo_model.listening(log) == ("http://127.0.0.1:1/v1", "m-1")
 
 
 @pytest.mark.parametrize(
@@ -181,16 +225,16 @@ def statuses(output: str) -> list[tuple[str, str]]:
 @pytest.mark.timeout(120)
 class TestWholeDemo:
     def test_every_call_of_the_second_run_is_a_hit_and_long_answers_are_stored_compressed(self) -> None:
-        done = run("--once")
+        done = run("--once", *FAST)
         assert done.returncode == 0, done.stdout + done.stderr
         assert statuses(done.stdout) == [(operation, "5 miss → 5 hit") for operation in OPERATIONS]
-        sizes = re.findall(r"^ +(\w+)(?: +\d+\.\d+){5} +(\d+) +(\d+) *$", done.stdout, re.MULTILINE)
+        sizes = re.findall(r"^ +(\w+) +\d+\.\d+ m?s(?: +\d+\.\d+){4} +(\d+) +(\d+) *$", done.stdout, re.MULTILINE)
         assert [operation for operation, _, _ in sizes] == list(OPERATIONS)
         assert {operation for operation, answer, entry in sizes if int(entry) < int(answer)} == set(OPTIONS)
 
     def test_a_server_of_your_own_keeps_the_answers_for_the_next_demo(self) -> None:
         with EmbeddedServer() as server:
-            runs = [run("--once", "--redis-url", server.url) for _ in range(2)]
+            runs = [run("--once", *FAST, "--redis-url", server.url) for _ in range(2)]
         assert [done.returncode for done in runs] == [0, 0], runs[-1].stderr
         assert {status for _, status in statuses(runs[1].stdout)} == {"5 hit → 5 hit"}
 
@@ -218,6 +262,19 @@ class TestWholeDemo:
         said, where = done.stderr.splitlines()[-2:]
         assert said == "demo: summarize of market_hall failed: RuntimeError"
         assert "no such model" in (Path(where.removeprefix("logs: ")) / "worker.log").read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(240)
+def test_with_the_model_seconds_become_milliseconds_and_every_second_call_is_a_hit() -> None:
+    done = run("--once")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^ +(\w+) .* (\d) miss → (\d) hit *$", done.stdout, re.MULTILINE) == [
+        (operation, "2", "2") for operation in OPERATIONS
+    ]
+    (saved,) = re.findall(r"instead of (\d+\.\d\d) s: \d+\.\d\d s saved", done.stdout)
+    assert float(saved) > 3
+    assert "gets facts wrong" in done.stdout
 
 
 def processes_with(variable: str) -> list[str]:
@@ -249,7 +306,9 @@ def wait_until(condition: Callable[[], bool], within_s: float) -> bool:
 @pytest.fixture
 def up() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A demo that has shown its tables and stays up, and the environment variable that its children have."""
-    process = subprocess.Popen(COMMAND, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *FAST], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     broker = next((line.split()[1] for line in process.stdout if line.startswith("  broker ")), "")
     yield process, f"CELERY_BROKER_URL={broker}"
@@ -267,6 +326,44 @@ def test_nothing_outlives_a_demo_that_is_ended(up: tuple[subprocess.Popen[str], 
     assert process.wait(30) == (128 + number if number != signal.SIGKILL else -number)
     assert wait_until(lambda: not processes_with(variable), within_s=0.5 if number != signal.SIGKILL else 15)
     assert wait_until(lambda: not servers(), within_s=15)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_model_that_is_busy_with_an_answer_ends_with_the_demo(number: signal.Signals, tmp_path: Path) -> None:
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        COMMAND, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+    )
+    variable = f"TMPDIR={tmp_path}"
+    try:
+        assert wait_until(lambda: any(cpu_s(pid) > 2 for pid in models_with(variable)), within_s=60)
+        process.send_signal(number)
+        assert process.wait(30) == (130 if number == signal.SIGINT else -number)
+    finally:
+        process.kill()
+        process.wait()
+    assert wait_until(lambda: not processes_with(variable), within_s=0.5 if number == signal.SIGINT else 15)
+    assert wait_until(lambda: list(tmp_path.iterdir()) == [], within_s=15)
+
+
+def models_with(variable: str) -> list[str]:
+    """Return the ids of the model servers that were started with *variable* in their environment."""
+    found = processes_with(variable)
+    if sys.platform == "linux":
+        return [Path(path).name for path in found if b"workers.llm" in contents(Path(path) / "cmdline")]
+    return [line.split()[0] for line in found if "workers.llm" in line]
+
+
+def cpu_s(pid: str) -> float:
+    """Return the seconds that a process has computed: loading takes less than one, so that more are an answer's."""
+    if sys.platform == "linux":
+        fields = contents(Path("/proc") / pid / "stat").decode().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+    shown = subprocess.run(["ps", "-o", "time=", "-p", pid], capture_output=True, text=True, check=False).stdout
+    minutes, _, seconds = shown.strip().rpartition(":")
+    return 60 * float(minutes or 0) + float(seconds or 0)
 
 
 def servers() -> list[str]:

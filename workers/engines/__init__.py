@@ -22,6 +22,7 @@ from workers.engines.base import Engine
 ENGINES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "extractive": "workers.engines.extractive:ExtractiveEngine",
+        "local": "workers.engines.local:make_engine",
         "openai": "workers.engines.openai:from_environment",
     }
 )
@@ -52,7 +53,7 @@ def load_engine(name: str) -> Engine:
     >>> load_engine("abacus")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    aicache_tasks.errors.SettingsError: AICACHE_ENGINE: no engine 'abacus'; known: extractive, openai, package.mo...
+    aicache_tasks.errors.SettingsError: AICACHE_ENGINE: no engine 'abacus'; known: extractive, local, openai, pa...
     """
     module, _, factory = ENGINES.get(name, name).partition(":")
     if not module or not factory:

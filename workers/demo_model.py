@@ -1,0 +1,99 @@
+"""
+The demo's language model: which engine there can be here, and the server that one of them needs.
+
+In: the command line's options.   Out: the engine's name; a running `aicache-llm` and the variables that name it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from workers.demo_checks import Unusable, check_packages
+from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE
+from workers.llm import Unusable as NoModel
+from workers.llm import check_model, packaged_model
+from workers.supervisor import Supervisor
+
+LOCAL: Final = "local"
+WITHOUT: Final = "extractive"
+PACKAGES: Final = ("xllamacpp", "openai")
+LOAD_S: Final = 300.0
+"""For the largest of files from the slowest of disks: the small one takes a second."""
+
+
+class Served(NamedTuple):
+    """Where the model is, and its name."""
+
+    url: str
+    model: str
+
+    def variables(self) -> dict[str, str]:
+        """Return what the engine is told."""
+        return {URL_VARIABLE: self.url, MODEL_VARIABLE: self.model}
+
+
+def choose_engine(wanted: str | None, model: str | None) -> str:
+    """Return the engine's name: the one that was asked for, or the best there is.
+
+    Raises:
+        Unusable: a model was given to another engine, or is none.
+        MissingExtraError: the local engine was asked for, and its packages are not installed.
+    """
+    if model is not None and wanted not in (None, LOCAL):
+        raise Unusable(f"--model is for the engine {LOCAL}, not for {wanted}")
+    if wanted is None and model is None and not is_complete():
+        system = f"{platform.system()} {platform.machine()}"
+        print(f"no language model for {system} is installed: the engine {WITHOUT} answers instead", file=sys.stderr)
+        return WITHOUT
+    if wanted in (None, LOCAL):
+        check_packages(PACKAGES, LOCAL)
+        check_file(model)
+        return LOCAL
+    return wanted
+
+
+def is_complete() -> bool:
+    """Return whether all that the local engine needs is installed; not every system has it."""
+    return packaged_model() is not None and all(importlib.util.find_spec(package) for package in PACKAGES)
+
+
+def check_file(model: str | None) -> None:
+    """Return if there is a model to load.
+
+    Raises:
+        Unusable: there is none, or it is something else.
+    """
+    path = Path(model).expanduser() if model else packaged_model()
+    if path is None:
+        raise Unusable("no model is installed; give --model a GGUF file")
+    try:
+        check_model(path)
+    except NoModel as error:
+        raise Unusable(str(error)) from None
+
+
+def start_model(supervisor: Supervisor, model: str | None, environ: Mapping[str, str]) -> Served:
+    """Start the model's server, which the supervisor ends; return when it listens.
+
+    Raises:
+        ChildFailed: it ended, or did not listen in time; the message names its log.
+    """
+    options = [] if model is None else ["--model", model]
+    child = supervisor.start("llm", [sys.executable, "-m", "workers.llm", *options], environ=environ, grace_s=2.0)
+    supervisor.wait_until(lambda: listening(child.log) is not None, within_s=LOAD_S, child=child)
+    served = listening(child.log)
+    assert served is not None
+    return served
+
+
+def listening(log: Path) -> Served | None:
+    """Return what the server wrote when it listened, None if it has not yet."""
+    for line in log.read_text(errors="replace").splitlines(keepends=True):
+        if line.startswith("http") and line.endswith("\n"):
+            return Served(*line.split()[:2])
+    return None
