@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 from aicache_tasks.batches import Batch, Row
 from aicache_tasks.codec import decode_meta
 from aicache_tasks.errors import CorruptPayload
+from aicache_tasks.ledger import OTHER, Ledger, tally
 from aicache_tasks.records import HIT_STATUSES, EntryMeta
-from aicache_tasks.summary import MAX_NAME_CHARS, OTHER, Ledger, SummaryRecord, tally
+from aicache_tasks.summary import MAX_NAME_CHARS, SummaryRecord
 
 WINDOWS_S: Final = {"minute": 60, "hour": 3600, "day": 86_400}
 """The lengths of the windows that records are kept for."""

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from aicache_tasks.errors import CorruptPayload, UnknownPayload
+from aicache_tasks.ledger import MAX_NAMES, OTHER, Ledger, add, room, tally
 from aicache_tasks.records import HIT_STATUSES
 from aicache_tasks.sketch import MAX_BUCKETS, PER_OCTAVE, Distribution, PackedBuckets, pack_buckets
 
@@ -28,10 +29,7 @@ SCHEMA: Final = 2
 FORMAT: Final = 1
 """Version of the bytes, which stays as long as an older version can read what a newer one writes."""
 PERCENTILES: Final = (50, 90, 95, 99)
-OTHER: Final = "~other"
-"""What names stand under once a record has as many as it may."""
 _OTHERS: Final = (OTHER, OTHER, "")
-MAX_NAMES: Final = 64
 MAX_NAME_CHARS: Final = 200
 MAX_RECORD_BYTES: Final = 2**20
 AGES_PER_OCTAVE: Final = 8
@@ -54,43 +52,6 @@ _MOST: Final = 2**63 - 1
 _Whole = Annotated[int, Meta(ge=0, le=_MOST)]
 _Text = Annotated[str, Meta(max_length=4 * MAX_NAME_CHARS)]
 _Names = Meta(max_length=MAX_NAMES + 1)
-K = TypeVar("K", bound=Hashable)
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What computing took: in a record's ``spent`` of the bodies that ran, in ``saved`` of the hits' answers."""
-
-    compute_ns: int = 0
-    tokens: Counter[str] = field(default_factory=Counter)
-    costs: Counter[str] = field(default_factory=Counter)
-    """Millionths of your currency by version of the prices; empty: bodies said so themselves."""
-    unpriced: Counter[str] = field(default_factory=Counter)
-    """Answers whose tokens have no price, by model."""
-
-    @property
-    def cost_micros(self) -> int:
-        """Cost by all prices, millionths of your currency."""
-        return self.costs.total()
-
-    def count(self, name: str, tokens: int) -> None:
-        """Add *tokens* of a kind."""
-        tally(self.tokens, name, tokens, OTHER)
-
-    def pay(self, prices: str, micros: int) -> None:
-        """Add a cost by a version of the prices."""
-        tally(self.costs, prices, micros, OTHER)
-
-    def miss_price(self, model: str, answers: int) -> None:
-        """Add answers of a model without a price."""
-        tally(self.unpriced, model, answers, OTHER)
-
-    def merge(self, other: Ledger) -> None:
-        """Add *other*."""
-        self.compute_ns += other.compute_ns
-        _add(self.tokens, other.tokens, OTHER)
-        _add(self.costs, other.costs, OTHER)
-        _add(self.unpriced, other.unpriced, OTHER)
 
 
 @dataclass(slots=True)
@@ -175,11 +136,11 @@ class SummaryRecord:
 
     def merge(self, other: SummaryRecord) -> None:
         """Add what *other* counted; its operation and window do not matter."""
-        _add(self.counts, other.counts, _OTHERS)
+        add(self.counts, other.counts, _OTHERS)
         for step, spread in other.steps.items():
             self.step(step).merge(spread)
         self.ages.merge(other.ages)
-        _add(self.tiers, other.tiers, OTHER)
+        add(self.tiers, other.tiers, OTHER)
         self.raw_bytes += other.raw_bytes
         self.stored_bytes += other.stored_bytes
         self.served_bytes += other.served_bytes
@@ -192,7 +153,7 @@ class SummaryRecord:
 
     def step(self, name: str) -> Distribution:
         """Return the durations of a step, made when first asked for."""
-        return self.steps.setdefault(_room(self.steps, name, OTHER), Distribution())
+        return self.steps.setdefault(room(self.steps, name, OTHER), Distribution())
 
     # As bytes.
 
@@ -239,23 +200,9 @@ class SummaryRecord:
             "lost_samples": self.lost,
             "undecodable_batches": self.undecodable,
             "damaged_records": self.damaged,
-            "saved": _ledger_json(self.saved),
-            "spent": _ledger_json(self.spent),
+            "saved": self.saved.as_json(),
+            "spent": self.spent.as_json(),
         }
-
-
-def tally(into: Counter[K], name: K, times: int, other: K) -> None:
-    """Add *times* to what stands under *name*, or under *other* if there is no room for another name."""
-    into[_room(into, name, other)] += times
-
-
-def _add(into: Counter[K], more: Mapping[K, int], other: K) -> None:
-    for name, times in more.items():
-        tally(into, name, times, other)
-
-
-def _room(held: Mapping[Any, Any], name: K, other: K) -> K:
-    return name if name in held or len(held) < MAX_NAMES else other
 
 
 def _nested(counts: Mapping[tuple[str, str, str], int]) -> dict[str, dict[str, dict[str, int]]]:
@@ -274,16 +221,6 @@ def _spread_json(spread: Distribution, unit: str, sketch: bool) -> dict[str, Any
         **{f"p{percent}_{unit}": spread.percentile(percent) for percent in PERCENTILES},
     }
     return figures | {"sketch": {str(b): n for b, n in sorted(spread.buckets.items())}} if sketch else figures
-
-
-def _ledger_json(ledger: Ledger) -> dict[str, Any]:
-    return {
-        "seconds": ledger.compute_ns / 1e9,
-        "tokens": dict(sorted(ledger.tokens.items())),
-        "cost": ledger.cost_micros / 1e6,
-        "cost_by_prices": {prices: micros / 1e6 for prices, micros in sorted(ledger.costs.items())},
-        "unpriced": dict(sorted(ledger.unpriced.items())),
-    }
 
 
 # The bytes. A newer version may add fields at the end.

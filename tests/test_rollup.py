@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from aicache_tasks.batches import MAX_SAMPLES, Batch, decode_batch, encode_batch
 from aicache_tasks.codec import encode_meta
+from aicache_tasks.ledger import OTHER
 from aicache_tasks.records import EntryMeta, Sample
 from aicache_tasks.rollup import NOBODY, WINDOWS_S, WORKER_KEEP_S, Fold, Keep, Names, Place
 from aicache_tasks.sketch import Distribution
-from aicache_tasks.summary import OTHER, SummaryRecord
+from aicache_tasks.summary import SummaryRecord
 
 NOW_S = 1_700_000_000.0 // 86_400 * 86_400 + 5000.0  # 01:23:20
 MINUTE = int(NOW_S) // 60 * 60

@@ -16,12 +16,13 @@ from redis.crc import key_slot
 from aicache_tasks import AIResponseCache
 from aicache_tasks.batches import MAX_SAMPLES, decode_batch, encode_batch
 from aicache_tasks.errors import SettingsError, StoreError, UnknownPayload
+from aicache_tasks.ledger import OTHER
 from aicache_tasks.records import Sample
 from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S
 from aicache_tasks.stores.base import Budget, Shipment
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.summaries import ENDED_FOR_S, MAX_RECORDS, SEEN_FOR_S, RolledUp, Summaries
-from aicache_tasks.summary import OTHER, SummaryRecord
+from aicache_tasks.summary import SummaryRecord
 from aicache_tasks.testing import EmbeddedServer
 from tests.caches import live_cache
 

@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aicache_tasks.errors import CorruptPayload, PayloadError, UnknownPayload
+from aicache_tasks.ledger import MAX_NAMES, OTHER, Ledger
 from aicache_tasks.samplekeys import SampleKeys
 from aicache_tasks.sketch import Distribution
-from aicache_tasks.summary import _WORDS, AGES_PER_OCTAVE, MAX_NAMES, MAX_RECORD_BYTES, OTHER, Ledger, SummaryRecord
+from aicache_tasks.summary import _WORDS, AGES_PER_OCTAVE, MAX_RECORD_BYTES, SummaryRecord
 from aicache_tasks.testing import EmbeddedServer
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "summary-record.schema.json").read_text())

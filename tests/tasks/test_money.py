@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from aicache_tasks.ledger import Ledger
 from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked, document, now_of
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.runtime import runtime_of
-from aicache_tasks.summary import Ledger
 from aicache_tasks.testing import EmbeddedServer
 from tests import money_app
 from tests.cluster.nodes import WorkerProcess
