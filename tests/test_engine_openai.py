@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -419,6 +420,30 @@ class TestSchema:
         assert tasks.sentiment(TEXT)["success"] is True
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"<html>",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"error": "quota"}',
+        b'{"error": {"code": ["model"], "param": {"a": 1}}}',
+        b'{"code": 400, "message": 7}',
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+def test_an_error_of_any_form_is_told_by_its_status(
+    make: Callable[..., OpenAIEngine], provider: Provider, body: bytes
+) -> None:
+    provider.always = lambda handler: handler.reply(body, 400)
+    with pytest.raises(RejectedRequest, match=r"^sentiment: status 400$"):
+        make().complete(request("sentiment"))
+    assert len(provider.asked) == 1
+
+
 class TestRetries:
     @pytest.mark.parametrize("failure", [stub.error(500), stub.limited(), stub.cut, stub.refuse, stub.error(408)])
     def test_a_server_that_recovers_in_time_gives_the_answer(
@@ -530,6 +555,39 @@ class TestDeadline:
         finally:
             signal.signal(signal.SIGALRM, before)
         assert engine.complete(request("qa")).text == stub.GOOD["qa"]
+
+    @pytest.mark.soak
+    def test_no_soft_limit_is_lost_whenever_it_comes_and_no_answer_is_anothers(
+        self, make: Callable[..., OpenAIEngine], provider: Provider
+    ) -> None:
+        came = False
+
+        def limit(*_: Any) -> None:
+            nonlocal came
+            came = True
+            raise SoftTimeLimitExceeded
+
+        engine, operations, interrupted = make(), random.Random(7), 0
+        before, ends = signal.signal(signal.SIGALRM, limit), time.monotonic() + 10
+        try:
+            while time.monotonic() < ends:
+                came = False
+                provider.then.extend(operations.choices([stub.good(), stub.error(500), stub.cut, stub.refuse]))
+                signal.setitimer(signal.ITIMER_REAL, operations.uniform(0.0003, 0.006))
+                try:
+                    engine.complete(request())
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    assert not came
+                except SoftTimeLimitExceeded:
+                    interrupted += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                provider.recover()
+                operation = operations.choice([*PROMPT_VERSIONS])
+                assert engine.complete(request(operation)).text == stub.GOOD[operation]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert interrupted > 100
 
     def test_an_interrupted_connection_is_closed(self, make: Callable[..., OpenAIEngine], provider: Provider) -> None:
         provider.then.append(stub.drip)

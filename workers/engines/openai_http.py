@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -39,6 +39,17 @@ _NO_KEY: Final = "none"  # the SDK insists on one; no request carries it
 
 class UnreadableReply(Exception):  # noqa: N818 - a reply, not an error of ours
     """A reply is too large or was compressed unasked: reading on could take any amount of memory."""
+
+
+class RefusedByStatus(Exception):  # noqa: N818 - a reply, not an error of ours
+    """A reply has a status from 300 on.
+
+    The SDK would make an error of it, and while it reads the body it swallows every exception: a soft time limit too.
+    """
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        super().__init__(status)
+        self.status, self.headers, self.body = status, headers, body
 
 
 class Client:
@@ -76,9 +87,8 @@ class Client:
         token = ATTEMPT_ENDS.set(ends)
         try:
             return self._sdk.chat.completions.with_raw_response.create(**body).content
-        except openai.APIStatusError as error:
-            reply = error.response
-            raise failure_of(operation, reply.status_code, reply.headers, error.body, time.time()) from None
+        except RefusedByStatus as error:
+            raise failure_of(operation, error.status, error.headers, error.body, time.time()) from None
         except httpcore2.TimeoutException:
             raise AttemptFailed(TimedOut(operation, f"no whole reply within {given_s:.3g} s"), again=True) from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError, openai.APIConnectionError) as error:
@@ -126,7 +136,12 @@ class _Transport(httpx2.BaseTransport):
         if response.headers.get("content-encoding", "identity") != "identity":
             response.close()
             raise UnreadableReply("compressed, though asked not to be")
-        return response
+        if response.status_code < 300:
+            return response
+        try:
+            raise RefusedByStatus(response.status_code, response.headers, response.read())
+        finally:
+            response.close()
 
     def close(self) -> None:
         self._pool.close()

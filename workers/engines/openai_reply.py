@@ -127,17 +127,17 @@ def _usage(given: Any) -> dict[str, int] | None:
     return sound or None
 
 
-def failure_of(operation: str, status: int, headers: Mapping[str, str], body: Any, now: float) -> AttemptFailed:
+def failure_of(operation: str, status: int, headers: Mapping[str, str], body: bytes, now: float) -> AttemptFailed:
     """Return what a reply with a *status* from 300 on means.
 
     Args:
         operation: such as ``summarize``.
         status: of the reply.
         headers: of the reply, names in small letters.
-        body: its ``error`` object, or whatever it holds.
+        body: of the reply, whatever it is.
         now: seconds since the epoch.
     """
-    said = body if isinstance(body, dict) else {}
+    said = _said(body)
     if said.get("code") in _FILTERED:
         return AttemptFailed(RefusedReply(operation, f"status {status}, filtered"))
     if _refuses_schema(status, said):
@@ -148,7 +148,19 @@ def failure_of(operation: str, status: int, headers: Mapping[str, str], body: An
     return AttemptFailed(_error(operation, status, said, wait_s), again=again, wait_s=wait_s)
 
 
-def _error(operation: str, status: int, said: Mapping[str, Any], wait_s: float | None) -> EngineError:
+def _said(body: bytes) -> Mapping[str, str]:
+    """Return the texts of a reply's error object, which is under ``error``, or the whole; or a text is there."""
+    try:
+        whole = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return {}
+    found = whole.get("error", whole) if isinstance(whole, dict) else None
+    if isinstance(found, str):
+        return {"message": found}
+    return {name: text for name, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+
+
+def _error(operation: str, status: int, said: Mapping[str, str], wait_s: float | None) -> EngineError:
     words = [f"status {status}", *_known(said)]
     if status == 429:
         asked = [] if wait_s is None else [f"retry after {wait_s:.3g} s"]
@@ -162,13 +174,12 @@ def _error(operation: str, status: int, said: Mapping[str, Any], wait_s: float |
     return kind(operation, ", ".join([*words, *([hint] if hint else [])]))
 
 
-def _known(said: Mapping[str, Any]) -> list[str]:
+def _known(said: Mapping[str, str]) -> list[str]:
     """Return what of an error object may be repeated."""
     code, param = said.get("code"), said.get("param")
-    words = [code] if isinstance(code, str) and code in _CODES else []
-    return [*words, f"about {param}"] if isinstance(param, str) and param in _PARAMS else words
+    words = [code] if code in _CODES else []
+    return [*words, f"about {param}"] if param in _PARAMS else words
 
 
-def _refuses_schema(status: int, said: Mapping[str, Any]) -> bool:
-    texts = (said.get("param"), said.get("message"), said.get("detail"))
-    return status in _UNABLE and any(isinstance(text, str) and _FORMAT.search(text) for text in texts)
+def _refuses_schema(status: int, said: Mapping[str, str]) -> bool:
+    return status in _UNABLE and any(_FORMAT.search(said.get(name, "")) for name in ("param", "message", "detail"))
