@@ -12,10 +12,12 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+
+import pytest
 
 from tests.faults import free_port
 
@@ -265,3 +267,24 @@ def no_schema(handler: Handler) -> None:
         error(400, message=message, param="response_format")(handler)
         return
     good()(handler)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Provider]:
+    """A running server."""
+    import workers.engines.openai_http  # noqa: F401 - loads the SDK, which takes longer than a test's time limit
+
+    running = Provider()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
+    """The server, answering well and asked nothing yet; waits between attempts are short."""
+    monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.01)
+    server.recover()
+    server.answer = None
+    server.asked.clear()
+    server.gone.clear()
+    return server

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
-from celery import Celery, _state
+from celery import Celery
 
 from aicache_tasks.errors import MissingExtraError
-from aicache_tasks.testing import EmbeddedServer
 from tests import provider as stub
+from tests import test_workers_tasks
 from tests.provider import MODEL, Behaviour, Provider
 from workers import engines, tasks
-from workers.app import make_app
 from workers.articles import ARTICLES
 from workers.engines.base import (
     EmptyReply,
@@ -123,41 +122,8 @@ ANSWERED = MODEL + stub.DATE
 SERVED = {
     "openai": Served(openai, stub.GOOD),
 }
+server, provider, app = stub.server, stub.provider, test_workers_tasks.app  # fixtures
 each_operation = pytest.mark.parametrize("operation", PROMPT_VERSIONS)
-
-
-@pytest.fixture
-def app(valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
-    """The workers' application on this test's server, as the current one."""
-    monkeypatch.setenv("AICACHE_STRICT", "1")
-    default = _state.default_app
-    made = make_app({"AICACHE_BROKER_URL": valkey.url, "AICACHE_URL": valkey.url})
-    made.conf.aicache_budget_ms = 2000  # the machine that runs the tests may be slow
-    made.set_current()
-    made.set_default()
-    made.finalize()
-    yield made
-    made.close()
-    _state.set_default_app(default)
-    _state._set_current_app(default)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Provider]:
-    import workers.engines.openai_http  # noqa: F401 - loads the SDK, which takes longer than a test's time limit
-
-    running = Provider()
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
-    """The stub, answering well; waits between attempts are short."""
-    monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.01)
-    server.recover()
-    server.asked.clear()
-    return server
 
 
 @pytest.fixture(params=SERVED)

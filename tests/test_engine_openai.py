@@ -21,13 +21,12 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import SoftTimeLimitExceeded
 
-import workers.engines.openai_http  # noqa: F401 - loads the SDK, which takes long
 from aicache_tasks.errors import MissingExtraError, SettingsError
 from aicache_tasks.testing import EmbeddedServer
 from tests import provider as stub
+from tests import test_workers_tasks
 from tests.cluster.nodes import ROOT, WorkerProcess
 from tests.provider import FALLBACK, MODEL, Behaviour, Provider
-from tests.test_workers_tasks import app as workers_app
 from workers import engines, tasks
 from workers.articles import ARTICLES
 from workers.engines import base
@@ -51,24 +50,7 @@ from workers.operations import PROMPT_VERSIONS, make_request
 
 TEXT, QUESTION = ARTICLES[0].text, ARTICLES[0].question
 KEY = "sk-stub-0815"
-app = workers_app  # the fixture
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Provider]:
-    running = Provider()
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
-    """The stub, answering well; waits between attempts are short."""
-    monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.01)
-    server.recover()
-    server.asked.clear()
-    server.gone.clear()
-    return server
+server, provider, app = stub.server, stub.provider, test_workers_tasks.app  # fixtures
 
 
 @pytest.fixture
