@@ -37,6 +37,7 @@ TEXT, QUESTION = ARTICLES[0].text, ARTICLES[0].question
 SECRET = "Zanzibar-4711"
 """In every reply that is not an answer."""
 KEY = "sk-stub-0815"
+REFUSAL = f"I'm sorry, I cannot help: {SECRET}"
 TIMEOUT_S = 0.25
 """Of the failures that end by time; all else has long enough on a busy machine."""
 
@@ -90,7 +91,7 @@ FAILURES = [
     Failure("cut off by length", stub.good(finish_reason="length"), TruncatedReply),
     Failure("answer filtered", stub.good(finish_reason="content_filter"), RefusedReply),
     Failure("refusal", stub.good(refusal=SECRET), RefusedReply),
-    Failure("refusal in words", stub.good(content=f"I'm sorry, I cannot help: {SECRET}"), RefusedReply),
+    Failure("refusal in words", stub.good(content=REFUSAL), RefusedReply),
     Failure("call of a tool", stub.good(content=None, finish_reason="tool_calls"), FailedReply),
     Failure("unknown end", stub.good(finish_reason=[SECRET]), FailedReply),
 ]
@@ -103,10 +104,6 @@ class Served(NamedTuple):
     """What makes it ask the server at a URL."""
     answers: Mapping[str, str]
     """What the server says when it answers an operation well."""
-    sentence_by_sentence: frozenset[str] = frozenset()
-    """Operations that it asks several times for."""
-    unparsable: frozenset[tuple[str, str]] = frozenset()
-    """Operations with failures of the text that are not in the form of their replies."""
 
 
 def openai(url: str) -> Mapping[str, str]:
@@ -118,9 +115,14 @@ def openai(url: str) -> Mapping[str, str]:
     }
 
 
+def local(url: str) -> Mapping[str, str]:
+    return {"AICACHE_ENGINE": "local", "AICACHE_LLM_URL": url, "AICACHE_LLM_MODEL": ANSWERED}
+
+
 ANSWERED = MODEL + stub.DATE
 SERVED = {
     "openai": Served(openai, stub.GOOD),
+    "local": Served(local, {**stub.GOOD, "questions": '{"question": "Who was it?"}'}),
 }
 server, provider, app = stub.server, stub.provider, test_workers_tasks.app  # fixtures
 each_operation = pytest.mark.parametrize("operation", PROMPT_VERSIONS)
@@ -200,13 +202,11 @@ def test_a_failing_server_gives_the_right_error_and_nothing_is_kept(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     served.always = failure.behaviour
-    engine = SERVED[str(engines.current_engine().name)]
-    error = UnparsableReply if (operation, failure.name) in engine.unparsable else failure.error
     timeout_s = TIMEOUT_S if failure.error is TimedOut else 20
-    with changed(timeout_s=timeout_s, retries=1), pytest.raises(error) as caught:
+    with changed(timeout_s=timeout_s, retries=1), pytest.raises(failure.error) as caught:
         call(operation)
-    assert type(caught.value) is error
-    assert len(served.asked) == failure.requests or operation in engine.sentence_by_sentence
+    assert type(caught.value) is failure.error
+    assert len(served.asked) == failure.requests
     assert entry(operation) is None
     for shown in (str(caught.value), repr(caught.value), caplog.text):
         assert not [text for text in ("Ostermere", SECRET, KEY) if text in shown]
@@ -218,6 +218,20 @@ def test_a_failing_server_gives_the_right_error_and_nothing_is_kept(
 @each_operation
 def test_a_server_that_is_down_is_the_right_error_and_nothing_is_kept(served: Provider, operation: str) -> None:
     with changed(base_url=stub.refused_url(), retries=1), pytest.raises(Unavailable, match="ConnectError"):
+        call(operation)
+    assert entry(operation) is None
+    check_recovered(operation, served)
+
+
+@pytest.mark.parametrize("operation", ["key_points", "questions"])
+@pytest.mark.parametrize("bad", [stub.good(content=" "), stub.good(content=REFUSAL)], ids=["blank", "refusal"])
+def test_one_bad_part_of_an_answer_makes_it_a_bad_answer(served: Provider, operation: str, bad: Behaviour) -> None:
+    """The local engine asks for these two sentence by sentence."""
+    call(operation)
+    parts = len(served.asked)
+    getattr(tasks, operation).cache.invalidate(TEXT)
+    served.then.extend([stub.good()] * (parts - 1) + [bad])
+    with pytest.raises((EmptyReply, RefusedReply)):
         call(operation)
     assert entry(operation) is None
     check_recovered(operation, served)

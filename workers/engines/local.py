@@ -23,9 +23,10 @@ import msgspec
 
 from aicache_tasks.errors import SettingsError
 from workers.engines import extractive
-from workers.engines.base import NO_ANSWER, Completion, Engine, EngineRequest, UnparsableReply
+from workers.engines.base import NO_ANSWER, Completion, Engine, EngineError, EngineRequest, UnparsableReply
 from workers.engines.openai import OpenAIEngine
 from workers.engines.openai_settings import OpenAISettings
+from workers.operations import usable_text
 
 URL_VARIABLE: Final = "AICACHE_LLM_URL"
 MODEL_VARIABLE: Final = "AICACHE_LLM_MODEL"
@@ -96,8 +97,9 @@ class LocalEngine:
         replies: list[Completion] = []
         for prompt, schema in plan.asked:
             replies.append(self._asked.complete(request._replace(system=_SYSTEM, prompt=prompt, schema=schema)))
-            if replies[-1].finish_reason != "stop":
-                break  # nothing of it will be used
+            if not _is_usable(request, replies[-1]):
+                plan = plan._replace(join=lambda texts: texts[-1])  # one bad part makes a bad whole: it is told by it
+                break
         return self._joined(plan, replies)
 
     def _joined(self, plan: _Plan, replies: Sequence[Completion]) -> Completion:
@@ -107,9 +109,17 @@ class LocalEngine:
             name: sum((reply.usage or {}).get(name, 0) for reply in replies)
             for name in dict.fromkeys(name for reply in replies for name in reply.usage or ())
         }
-        text = plan.join([reply.text for reply in replies]) if replies[-1].finish_reason == "stop" else ""
+        text = plan.join([reply.text for reply in replies])
         substitute = any(reply.substitute for reply in replies)
         return replies[-1]._replace(text=text, usage=usage or None, substitute=substitute)
+
+
+def _is_usable(request: EngineRequest, reply: Completion) -> bool:
+    try:
+        usable_text(request, reply)
+    except EngineError:
+        return False
+    return True
 
 
 def make_engine() -> LocalEngine:
