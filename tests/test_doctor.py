@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy
 from aicache_tasks.beat import roll_up
+from aicache_tasks.codec import encode_meta
+from aicache_tasks.records import EntryMeta, Sample
 from aicache_tasks.reports import doctor
 from aicache_tasks.reports.doctor import (
     CHECKS,
@@ -37,7 +39,7 @@ from tests import doctor_app, reported
 from tests.beats import BeatProcess
 from tests.cluster.nodes import WorkerProcess
 from tests.faults import FaultProxy, eventually, free_port, send, slow
-from tests.reported import look_up, reader_of
+from tests.reported import count_up, look_up, reader_of
 from tests.reported import send as send_samples
 from tests.test_cli import CELERY, ROOT, environ_of, path, run
 
@@ -144,6 +146,25 @@ def command(clinic: Clinic, path: Path, *arguments: str, **planted: str) -> subp
     environ = environ_of(path) | clinic.environ | planted
     argv = [CELERY, "-A", MODULE, "aicache", "doctor", *arguments]
     return subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=50, check=False)
+
+
+class TestPrices:
+    TABLE: ClassVar[dict[str, Any]] = {"version": "7", "models": {"m-1": {"input": 1, "output": 2}}}
+
+    def taken(self, valkey: EmbeddedServer, model: str) -> Celery:
+        """Return an application with prices, of which a body took tokens of *model* a minute ago."""
+        app, version = make_app(valkey.url, aicache_prices=self.TABLE), "" if model == "m-1" else "7"
+        meta = encode_meta(EntryMeta(model, {"input_tokens": 5}, None if version else 0.1, 9, 9, version))
+        count_up(app, [Sample(time.time(), "shout", "compute", "success", "miss", 9, meta=meta)])
+        return app
+
+    def test_a_model_without_one_is_named(self, valkey: EmbeddedServer) -> None:
+        finding = one(self.taken(valkey, "m-2"), records.prices)
+        assert (finding.level, finding.what) == ("warn", "models took tokens and have no price: m-2")
+
+    def test_nothing_is_wrong_with_the_others(self, valkey: EmbeddedServer) -> None:
+        assert one(self.taken(valkey, "m-1"), records.prices).level == "ok"
+        assert found(make_app(valkey.url), records.prices) == []
 
 
 class TestTheCommand:

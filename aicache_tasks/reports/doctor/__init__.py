@@ -22,7 +22,7 @@ Check = Callable[[Case], Iterator[Finding]]
 CHECKS: Final[tuple[Check, ...]] = (
     *(server.reachable, server.version, server.eviction, server.persistence, server.timeouts, server.clock),
     server.access,
-    *(records.beat, records.inbox),
+    *(records.beat, records.inbox, records.prices),
     *(application.switches, application.models, application.pickle, application.results),
     *(redbeat.times, redbeat.lock, application.redelivery),
     *(workers.answers, workers.versions, workers.policies),

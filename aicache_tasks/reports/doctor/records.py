@@ -1,7 +1,7 @@
 """
 Are timings counted?
 
-In: the inbox, when a roll-up was asked for.   Out: findings.
+In: the inbox, when a roll-up was asked for, models without a price.   Out: findings.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from typing import Final
 
 from aicache_tasks.beat import ENTRY, since_asked_s
 from aicache_tasks.reports.doctor.case import Case, Finding
-from aicache_tasks.reports.wording import duration, plural, size
+from aicache_tasks.reports.queries import total_of
+from aicache_tasks.reports.spans import Span
+from aicache_tasks.reports.wording import duration, label, plural, size
 
 LATE_PERIODS: Final = 3
 LEAST_LATE_S: Final = 180.0
 NEARLY: Final = 0.5
 FULL: Final = 0.9
+DAY_S: Final = 86_400.0
+MOST_MODELS: Final = 5
 RUN_BEAT: Final = "Run `celery -A … beat`, once, and a worker that takes the roll-up's queue."
 
 
@@ -60,6 +64,20 @@ def inbox(case: Case) -> Iterator[Finding]:
     if case.live.waiting.undecodable:
         fix = "Were they written by a newer version? The roll-up sets them aside."
         yield Finding("inbox", "warn", f"{plural(case.live.waiting.undecodable, 'batch')} cannot be read", fix)
+
+
+def prices(case: Case) -> Iterator[Finding]:
+    """Did every model that took tokens in the last day have a price?"""
+    if case.server is None or case.settings.prices is None:
+        return
+    now_s = case.reader.now_s()
+    total = total_of(case.reader.merge(Span(now_s - DAY_S, now_s)).records.values())
+    if not total.spent.unpriced:
+        yield Finding("prices", "ok", f"each model of the last day has one in {label(case.settings.prices.version)}")
+        return
+    models = ", ".join(label(name) if name else "no model" for name in sorted(total.spent.unpriced)[:MOST_MODELS])
+    fix = "Add them to aicache_prices['models'], and change its version; what they took before that has no cost."
+    yield Finding("prices", "warn", f"models took tokens and have no price: {models}", fix)
 
 
 def late_s(case: Case) -> float:
