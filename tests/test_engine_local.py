@@ -1,0 +1,137 @@
+"""What the local engine asks a model, and what it makes of the replies."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from aicache_tasks.errors import SettingsError
+from workers.articles import ARTICLES
+from workers.engines import load_engine
+from workers.engines.base import NO_ANSWER, Completion, EmptyReply, EngineRequest, TruncatedReply, UnparsableReply
+from workers.engines.extractive import split
+from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE, LocalEngine, make_engine
+from workers.operations import make_request, make_response
+
+ARTICLE = ARTICLES[0]
+SENTENCES = split(ARTICLE.text)
+
+
+class Model:
+    """Answers what it is told, and keeps what it was asked."""
+
+    name = "model"
+
+    def __init__(self, *replies: str, reason: Any = "stop", model: str = "m-1") -> None:
+        self.model, self.reason, self.replies = model, reason, list(replies)
+        self.sampling: Mapping[str, Any] = {"seed": 1}
+        self.asked: list[EngineRequest] = []
+
+    def complete(self, request: EngineRequest) -> Completion:
+        self.asked.append(request)
+        reply = self.replies[min(len(self.asked), len(self.replies)) - 1]
+        return Completion(reply, {"input_tokens": 10, "output_tokens": 2}, self.model, self.reason)
+
+
+def answer(model: Model, operation: str, value: int | None = None, question: str = ARTICLE.question) -> dict[str, Any]:
+    request = make_request(operation, ARTICLE.text, question, value)
+    return make_response(request, LocalEngine(model).complete(request), "local")
+
+
+def test_a_summary_is_made_from_sentences_of_the_text_and_of_no_more_than_the_model_can_follow() -> None:
+    model = Model("A summary of it.")
+    assert answer(model, "summarize", 500)["result"] == "A summary of it."
+    (asked,) = model.asked
+    picked = [sentence for sentence in SENTENCES if sentence in asked.prompt]
+    assert 2 <= len(picked) < len(SENTENCES)
+    assert sum(len(sentence.split()) for sentence in picked) <= 150
+
+
+def test_the_mood_is_that_of_the_whole_text_in_a_form_that_the_server_holds_the_model_to() -> None:
+    model = Model('{"sentiment": "mixed", "confidence": 0.7, "explanation": "Both are said."}')
+    assert answer(model, "sentiment")["sentiment"]["sentiment"] == "mixed"
+    (asked,) = model.asked
+    assert ARTICLE.text.strip() in asked.prompt
+    assert asked.schema is not None
+    assert set(asked.schema["required"]) == {"sentiment", "confidence", "explanation"}
+
+
+def test_each_key_point_is_a_sentence_of_its_own_that_the_model_shortens() -> None:
+    model = Model("Floods  came.\nTwice.", "It cost more.", "It cost more.")
+    response = answer(model, "key_points", 3)
+    assert response["key_points"] == ["Floods came. Twice.", "It cost more."]
+    assert len(model.asked) == 3
+    assert all(any(sentence in asked.prompt for sentence in SENTENCES) for asked in model.asked)
+
+
+def test_each_question_comes_in_the_form_that_was_asked_for_and_once() -> None:
+    model = Model(json.dumps({"question": "Who paid?"}))
+    assert answer(model, "questions", 3)["questions"] == ["Who paid?"]
+    with pytest.raises(UnparsableReply):
+        answer(Model("Who paid?"), "questions", 3)
+
+
+def test_a_question_is_put_to_the_model_with_the_sentence_that_answers_it_alone() -> None:
+    model = Model("It came to 3.4 million.")
+    assert answer(model, "qa")["result"] == "It came to 3.4 million."
+    (asked,) = model.asked
+    assert sum(sentence in asked.prompt for sentence in SENTENCES) == 1
+    assert ARTICLE.expected in asked.prompt
+
+
+def test_a_question_that_the_text_does_not_answer_never_reaches_the_model() -> None:
+    model = Model("Paris.")
+    response = answer(model, "qa", question="What is the capital of France?")
+    assert (response["success"], response["metadata"]["reason"]) == (False, NO_ANSWER.lower())
+    assert model.asked == []
+
+
+def test_the_tokens_of_all_requests_are_counted() -> None:
+    request = make_request("key_points", ARTICLE.text, value=3)
+    completion = LocalEngine(Model("One.", "Two.", "Three.")).complete(request)
+    assert completion.usage == {"input_tokens": 30, "output_tokens": 6}
+
+
+@pytest.mark.parametrize("operation", ["summarize", "key_points", "qa"])
+def test_of_a_reply_that_is_cut_off_or_empty_nothing_is_used(operation: str) -> None:
+    model = Model("It was", reason="length")
+    with pytest.raises(TruncatedReply):
+        answer(model, operation)
+    assert len(model.asked) == 1
+    with pytest.raises(EmptyReply):
+        answer(Model(" "), operation)
+
+
+def test_another_model_or_other_packages_that_pick_make_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(model: str) -> tuple[str, str, dict[str, Any]]:
+        engine = LocalEngine(Model("", model=model))
+        return engine.name, engine.model, dict(engine.sampling)
+
+    before = identity("m-1")
+    assert before == identity("m-1") != identity("m-2")
+    monkeypatch.setattr("workers.engines.extractive._PACKAGES", ("nupunkt",))
+    assert identity("m-1") != before
+
+
+class TestEnvironment:
+    def test_without_a_url_the_variable_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(URL_VARIABLE, raising=False)
+        with pytest.raises(SettingsError, match=f"^{URL_VARIABLE} is required"):
+            load_engine("local")
+
+    def test_a_named_model_needs_no_server_for_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:1/v1")
+        monkeypatch.setenv(MODEL_VARIABLE, "m-1")
+        assert make_engine().model == "m-1"
+
+    def test_without_its_name_a_server_that_is_not_there_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(MODEL_VARIABLE, raising=False)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        monkeypatch.setenv(URL_VARIABLE, f"http://127.0.0.1:{port}/v1")
+        with pytest.raises(SettingsError, match=f"{URL_VARIABLE}: no model server at http://127.0.0.1:{port}/v1"):
+            make_engine()
