@@ -8,7 +8,7 @@ In: the environment.   Out: `app`, with `workers.tasks` and the cache installed.
 ``AICACHE_BROKER_URL``                the broker, where the name above belongs to another application
 ``CELERY_RESULT_BACKEND``             where results go; by default the broker's server
 ``AICACHE_URL``                       the cache's server, required; every other ``AICACHE_*`` setting counts too
-``AICACHE_ENGINE``                    what answers: ``extractive``, or ``package.module:factory``
+``AICACHE_ENGINE``                    what answers: ``extractive``, ``local``, ``openai``, or ``package.module:factory``
 ====================================  =====================================================================
 """
 
