@@ -110,6 +110,22 @@ def test_a_worker_may_not_purge(limited: Callable[[str], AIResponseCache]) -> No
     cache.parts.outbox.flush()
 
 
+def test_what_is_refused_costs_a_figure_and_no_answer(login: Login, each_server: EmbeddedServer) -> None:
+    url = login("aicache-worker")
+    with each_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "limited-aicache-worker", "-info", "-dbsize")
+    cache = live_cache(url, {"aicache_memory_warning_bytes": 1}, ship=True)
+    cache.cache_response("t", "shout", {}, "T")
+    assert cache.get_cached_response("t", "shout", {}) == "T"
+    assert cache.parts.outbox is not None
+    assert cache.parts.outbox.flush()
+    summaries = Summaries(cache.parts)
+    assert summaries.roll_up().samples > 0
+    assert list(alerts.changes(summaries)) == []
+    assert cache.get_cache_stats()["redis"]["status"] != "connected"
+    cache.close()
+
+
 @pytest.fixture
 def observed(login: Login, each_server: EmbeddedServer) -> Any:
     """An application with records, seen by one who may only look."""

@@ -28,8 +28,10 @@ def binary() -> Path:
 
 
 def make_secrets(folder: Path, *options: str) -> Path:
+    """Make a folder of passwords, and beside it what the command prints: the line for Compose's ``.env``."""
     command = [sys.executable, str(ROOT / "deploy" / "make-secrets"), str(folder), *options]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    folder.with_suffix(".env").write_text(done.stdout)
     return folder
 
 

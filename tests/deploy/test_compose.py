@@ -52,6 +52,14 @@ def test_nothing_starts_without_passwords_and_compose_says_where_they_come_from(
     assert SAID.search(done.stderr)
 
 
+def test_what_make_secrets_prints_is_what_compose_wants_in_its_env_file(compose: Run, tmp_path: Path) -> None:
+    made = make_secrets(tmp_path / "made")
+    printed = (tmp_path / "made.env").read_text()
+    assert printed == f"DEPLOY_SECRETS={made}\n"
+    done = compose("--env-file", str(tmp_path / "made.env"), "config", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_prometheus_and_grafana_come_with_their_profile_only(compose: Run, passwords: Path) -> None:
     plain = compose("config", "--services", DEPLOY_SECRETS=str(passwords)).stdout.split()
     both = compose("--profile", "observe", "config", "--services", DEPLOY_SECRETS=str(passwords)).stdout.split()
