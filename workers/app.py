@@ -3,13 +3,13 @@ The Celery application: ``celery -A workers.app worker``.
 
 In: the environment.   Out: `app`, with `workers.tasks` and the cache installed. Connects to nothing yet.
 
-====================================  =====================================================================
+====================================  ===============================================================================
 ``CELERY_BROKER_URL``                 the broker; Celery itself gives this name precedence
 ``AICACHE_BROKER_URL``                the broker, where the name above belongs to another application
 ``CELERY_RESULT_BACKEND``             where results go; by default the broker's server
 ``AICACHE_URL``                       the cache's server, required; every other ``AICACHE_*`` setting counts too
 ``AICACHE_ENGINE``                    what answers: ``extractive``, ``local``, ``openai``, or ``package.module:factory``
-====================================  =====================================================================
+====================================  ===============================================================================
 """
 
 from __future__ import annotations
