@@ -16,7 +16,7 @@ pytestmark = pytest.mark.deploy
 ALWAYS = {"broker", "cache", "worker", "beat", "flower"}
 OBSERVING = {"prometheus", "grafana"}
 PLANTED = {
-    "a key that there is not": ("interval: 60s", "intervall: 60s"),
+    "a key that there is not": ("interval: 60s", "intervals: 60s"),
     "a service that there is not": ("cache: {condition:", "cash: {condition:"),
     "a secret that there is not": ("secrets: [cache.acl]", "secrets: [cash.acl]"),
     "a network that there is not": ("networks: [outside]", "networks: [inside]"),

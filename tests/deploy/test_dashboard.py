@@ -122,7 +122,7 @@ def test_a_question_names_metrics_and_labels_that_there_are(text: str, told: dic
             assert set(labels) <= told[selector.name]
 
 
-@pytest.mark.parametrize("text", ["sum(rate(aicache_lookups_totl[5m]))", "sum by (opration) (aicache_lookups_total)"])
+@pytest.mark.parametrize("text", ["sum(rate(aicache_lookups_totl[5m]))", "sum by (operator) (aicache_lookups_total)"])
 def test_a_question_with_a_slip_would_be_found(text: str, told: dict[str, set[str]]) -> None:
     with pytest.raises(AssertionError):
         test_a_question_names_metrics_and_labels_that_there_are(text, told)

@@ -27,7 +27,7 @@ MOST_EXPOSED = 25
 PLANTED = {
     "a directive that there is not": ("RestartSec=5", "RestartSeconds=5"),
     "a value that there is not": ("KillMode=mixed", "KillMode=gently"),
-    "a section that there is not": ("[Install]", "[Instal]"),
+    "a section that there is not": ("[Install]", "[Installs]"),
     "a program that there is not": ("/deploy/with-secrets", "/deploy/with-secret"),
 }
 
