@@ -22,6 +22,7 @@ from tests.tasks.conftest import end
 
 APP = "tests.tasks.rollup_worker"
 pytestmark = pytest.mark.timeout(180)
+OFTEN = {"AICACHE_ROLLUP_PERIOD_S": "0.3"}
 HASTY = {"FALLBACK_CHECK_S": "0.1", "FALLBACK_LATE_S": "1", "AICACHE_ROLLUP_PERIOD_S": "0.1"}
 
 
@@ -98,8 +99,8 @@ def test_a_beat_has_the_calls_of_a_worker_counted_while_they_come(site: Site) ->
     beat.ready()
     site.call(texts(5))
     site.await_counted(0, 5)
-    site.call(texts(8))
-    site.await_counted(5, 8)
+    site.call(texts(20))
+    site.await_counted(5, 20)
     wait_until(lambda: "heard slow_key warning" in worker.logs(), what="the signal")
     wait_until(lambda: "Task tick[" in worker.logs(), what="the user's own entry")
     assert "stand" not in worker.logs(), "a worker rolled up although beat did"
@@ -108,7 +109,7 @@ def test_a_beat_has_the_calls_of_a_worker_counted_while_they_come(site: Site) ->
 @pytest.mark.soak
 def test_two_plain_beats_are_harmless(site: Site) -> None:
     workers = [site.worker(), site.worker()]
-    beats = [site.beat(), site.beat()]
+    beats = [site.beat(**OFTEN), site.beat(**OFTEN)]
     for process in (*workers, *beats):
         process.ready()
     for round_ in range(6):
@@ -120,13 +121,13 @@ def test_two_plain_beats_are_harmless(site: Site) -> None:
     assert site.counted() == (20, 120, 120)
 
 
-def settled(site: Site, seconds: float = 2.5) -> None:
+def settled(site: Site) -> None:
     """Let the beats ask a few more times: nothing may be counted again."""
     for _ in range(3):
         since_s = since_asked_s(site.summaries)
         assert since_s is not None
         asked_s = time.time() - since_s
-        wait_until(lambda at=asked_s: time.time() - (since_asked_s(site.summaries) or 0) > at + 0.5, what="a roll-up")
+        wait_until(lambda at=asked_s: time.time() - (since_asked_s(site.summaries) or 0) > at + 0.2, what="a roll-up")
 
 
 @pytest.mark.soak
@@ -170,9 +171,9 @@ REDBEAT = ("--scheduler", "redbeat.RedBeatScheduler")
 def test_a_second_redbeat_takes_over_from_one_that_is_killed(site: Site) -> None:
     worker = site.worker()
     worker.ready()
-    leader = site.beat(*REDBEAT)
+    leader = site.beat(*REDBEAT, **OFTEN)
     wait_until(lambda: "Acquired lock" in leader.logs(), what="the lock")
-    heir = site.beat(*REDBEAT)
+    heir = site.beat(*REDBEAT, **OFTEN)
     heir.ready()
     site.call(texts(20))
     site.await_counted(0, 20)
