@@ -31,7 +31,7 @@ DIRECT = {
     "deploy": [*DEPLOYED, *groups["deploy"]],
     "runtime": DEPLOYED,
     "demo": [*SHIPPED, *LOCAL],
-    "lowest": [*SHIPPED, *groups["test"]],
+    "lowest": [*SHIPPED, *extras["openai"], *groups["test"]],
     "test": [*SHIPPED, *groups["test"], *groups["lint"], *LOCAL],
 }
 
