@@ -74,7 +74,7 @@ class TestWhatCannotBegin:
     def test_a_port_that_is_taken_gives_one_line_and_exit_code_2(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            done = run("--port", str(port))
+            done = run("--engine", "extractive", "--port", str(port))
         assert done.returncode == 2
         assert done.stderr == f"demo: port {port} is taken; give --port another, or leave it out\n"
 
@@ -186,7 +186,7 @@ class TestServerOfYourOwn:
         assert "hunter2" not in str(found.value)
 
     def test_one_that_is_not_there_gives_one_line_and_exit_code_2_before_anything_starts(self) -> None:
-        done = run("--once", "--redis-url", "redis://:hunter2@127.0.0.1:1/0")
+        done = run("--once", "--engine", "extractive", "--redis-url", "redis://:hunter2@127.0.0.1:1/0")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == "demo: the cache at redis://:********@127.0.0.1:1/0 does not answer: ConnectionError\n"
 
