@@ -575,7 +575,8 @@ class TestFrame:
             seal(Codec(max_entry_bytes=100), bytes(101))
 
     @pytest.mark.parametrize(
-        "meta", [EntryMeta(), META, EntryMeta(cost=3), EntryMeta(usage={}), EntryMeta(model="m", compute_ns=2**60, prices="2")]
+        "meta",
+        [EntryMeta(), META, EntryMeta(cost=3), EntryMeta(usage={}), EntryMeta(model="m", compute_ns=2**60, prices="2")],
     )
     def test_metadata_comes_back(self, meta: EntryMeta) -> None:
         codec = Codec()
