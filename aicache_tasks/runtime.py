@@ -11,13 +11,14 @@ import functools
 import os
 import threading
 import weakref
+from types import MethodType
 from typing import Any, Final
 
 from aicache_tasks.cache import AIResponseCache
 from aicache_tasks.events import CallEvents
 from aicache_tasks.outbox import producer_name
 from aicache_tasks.policy import PolicyRegistry
-from aicache_tasks.settings import PREFIX, Settings, hide
+from aicache_tasks.settings import PREFIX, Settings, hide, mask_url
 
 _RUNTIMES: Final[weakref.WeakKeyDictionary[Any, Runtime]] = weakref.WeakKeyDictionary()
 _LOCK = threading.RLock()  # a signal handler that calls a task while its thread is in here must not wait for itself
@@ -187,3 +188,17 @@ def hide_secrets(app: Any) -> None:
         hidden = hide(name, conf[key])
         if hidden is not conf[key]:
             conf[key] = hidden
+    vars(conf)["table"] = MethodType(_masked_table, conf)  # an attribute that is set would be a setting
+
+
+def _masked_table(conf: Any, with_defaults: bool = False, censored: bool = True) -> dict[str, Any]:
+    """Return the settings as Celery shows them, with the passwords masked of addresses that Celery does not know.
+
+    Such as ``redbeat_redis_url``. Only what is shown is masked: whoever reads the setting needs the password.
+    """
+    shown = type(conf).table(conf, with_defaults, censored)
+    if not censored:
+        return dict(shown)
+    return {
+        name: mask_url(given) if isinstance(given, str) and "://" in given else given for name, given in shown.items()
+    }

@@ -40,6 +40,16 @@ IN_A_HURRY = {"AICACHE_ROLLUP_PERIOD_S": "1"}
 WATCHER = "user tests on nopass ~* &* +@all\n"
 """Asks each server what it refused."""
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+CELERY_SHOWS = [
+    ("worker", "report"),
+    ("beat", "report"),
+    ("flower", "report"),
+    ("worker", "inspect", "conf"),
+    ("flower", "inspect", "conf", "--json"),
+    ("worker", "inspect", "stats"),
+    ("worker", "aicache", "doctor", "--json"),
+]
+PAGES = ("/", "/workers", "/tasks", "/broker", "/aicache", "/metrics", "/api/workers", "/api/tasks", "/api/aicache")
 READY_S = 40.0
 STOP_S = 25.0
 
@@ -138,6 +148,14 @@ class Deployment:
         return subprocess.run(
             command, env=self.environ(service), cwd=self.folder, capture_output=True, text=True, check=False, timeout=30
         )
+
+    def shown_by_flower(self) -> dict[str, str]:
+        """Return what Flower's pages hold, by their paths, once it knows the worker's configuration."""
+        login, worker = self.url("flower_basic_auth"), f"worker@{socket.gethostname()}"
+        eventually(lambda: "redbeat_redis_url" in flower(self, "/api/workers?refresh=1", login)[1])
+        found = {path: flower(self, path, login) for path in (*PAGES, f"/worker/{worker}")}
+        assert {status for status, _ in found.values()} == {200}
+        return {path: text for path, (_, text) in found.items()}
 
     def _here(self, name: str, text: str) -> str:
         """Return *text* with what is here in the place of what is in the container. A secret that the service was not
@@ -257,6 +275,23 @@ def test_no_password_shows_in_a_process_list(deployment: Deployment) -> None:
         (password,) = re.findall(r":(\w{48})@", path.read_text())
         assert password not in shown
     assert deployment.url("flower_basic_auth").split(":")[1] not in shown
+
+
+def test_no_password_shows_where_celery_and_flower_show_things(deployment: Deployment) -> None:
+    ask(deployment)
+    places = {f"{name}'s log": (deployment.folder / name / "log").read_text(errors="replace") for name in ORDER}
+    for service, *words in CELERY_SHOWS:
+        done = deployment.run(service, "celery", "-A", "workers.app", *words)
+        assert done.returncode == 0, done.stderr
+        places[" ".join(words)] = done.stdout + done.stderr
+    shown = deployment.shown_by_flower()
+    assert "redbeat_redis_url" in places["report"]
+    assert "redbeat_redis_url" in str(shown)
+    held = [
+        password for path in deployment.secrets.iterdir() for password in re.findall(r"[0-9a-f]{24,}", path.read_text())
+    ]
+    assert len(held) >= 8
+    assert [name for name, text in (places | shown).items() if any(password in text for password in held)] == []
 
 
 def test_the_servers_refuse_nothing_that_is_needed(deployment: Deployment) -> None:

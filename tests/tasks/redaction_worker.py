@@ -19,6 +19,7 @@ app.conf.update(
     aicache_url=os.environ["CACHE_URL_WITH_PASSWORD"],
     aicache_secret="the secret of the keys",
     aicache_budget_ms=2000,
+    redbeat_redis_url=os.environ["CACHE_URL_WITH_PASSWORD"],
 )
 install(app)
 POLICY = CachePolicy(ttl="10m", tags=("doc:{text}",), tenant=lambda given: given["text"])

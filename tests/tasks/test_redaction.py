@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery, chord, group
-from celery.signals import before_task_publish
+from celery.signals import before_task_publish, import_modules
 
 from aicache_tasks import CachedTask, install
 from aicache_tasks.redaction import CANVAS, REDACTED, REQUEST, hides_arguments
@@ -209,6 +209,7 @@ def test_no_password_shows_in_the_worker_s_configuration_or_log(watch: Watch, ca
     for with_defaults in (False, True):
         (conf,) = inspect.conf(with_defaults=with_defaults).values()
         assert conf["aicache_url"].startswith("redis://:********@127.0.0.1:")
+        assert conf["redbeat_redis_url"] == conf["aicache_url"]
         assert PASSWORD not in repr(conf)
         assert "the secret of the keys" not in repr(conf)
     assert PASSWORD not in repr(inspect.stats()) + watch.worker.logs()
@@ -223,6 +224,19 @@ def test_no_password_shows_in_a_report(cache_url: tuple[EmbeddedServer, str]) ->
     assert "aicache_url: 'redis://:********@" in done.stdout
     assert PASSWORD not in done.stdout + done.stderr
     assert "the secret of the keys" not in done.stdout + done.stderr
+
+
+def test_an_address_that_celery_does_not_know_is_masked_where_it_is_shown_and_nowhere_else(
+    lone: Callable[..., Celery],
+) -> None:
+    app = install(lone())
+    app.conf.update(redbeat_redis_url=f"redis://celery:{PASSWORD}@broker:6379/0", aicache_url="memory://")
+    import_modules.send(sender=app)
+    assert app.conf.table()["redbeat_redis_url"] == "redis://celery:********@broker:6379/0"
+    assert PASSWORD not in app.bugreport() + app.conf.humanize(with_defaults=True)
+    assert app.conf.redbeat_redis_url == app.conf.table(censored=False)["redbeat_redis_url"]
+    assert PASSWORD in app.conf.redbeat_redis_url
+    assert not [name for name in app.conf if name == "table"]
 
 
 def headers_of(send: Callable[[], Any]) -> list[str]:
