@@ -143,6 +143,15 @@ class TestServer:
             asking.join()
         assert cut == [True]
 
+    def test_ctrl_c_before_it_listens_ends_it_by_the_signal_without_a_word(self, tmp_path: Path) -> None:
+        slow = tmp_path / "slow.gguf"
+        os.mkfifo(slow)
+        process = subprocess.Popen([*COMMAND, "--model", str(slow)], stderr=subprocess.PIPE, text=True)
+        with slow.open("wb"):  # once the server reads from it, which it then does until the signal
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+        assert (process.returncode, said) == (-signal.SIGINT, "")
+
     def test_what_cannot_be_served_gives_one_line_and_exit_code_2(self, tmp_path: Path) -> None:
         damaged = tmp_path / "damaged.gguf"
         with MODEL.open("rb") as whole, damaged.open("wb") as part:

@@ -2,7 +2,7 @@
 A language model on this machine, as a server of its own that speaks OpenAI's protocol: `aicache-llm`.
 
 In: the command line.   Out: one line on stdout when it listens, with its URL and the model's name; it then answers
-until SIGTERM or SIGINT, and ends with exit code 0.
+until SIGTERM or SIGINT, and ends with exit code 0. While it loads, a signal ends it by that signal.
 
 A process of its own because a model's threads do not survive the fork of a worker, and because a soft time limit that
 arrives inside a native call is lost, while one that waits for HTTP fires on time. Nothing is fetched: the model is a
@@ -63,6 +63,8 @@ class Options(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Serve until a signal; return the exit code: 0 after the signal, 2 if it could not begin."""
     parsed = parse(arguments)
+    # Python's own answer to Ctrl-C would wait until the model is loaded, and be a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         options = check(parsed)
         name = model_name(options.model)
@@ -70,7 +72,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (Unusable, MissingExtraError) as error:
         print(f"aicache-llm: {error}", file=sys.stderr)
         return 2
-    # Not before: while the model loads, a signal's own action ends the process at once, and Python's would wait.
     stop = wait_for_signal(f"{server.listening_address}/v1 {name} {described(options)}")
     print(f"aicache-llm: {stop}", file=sys.stderr, flush=True)
     os._exit(0)  # an answer that is being made is for nobody: its threads are not waited for
