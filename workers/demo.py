@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shlex
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from aicache_tasks import AIResponseCache
@@ -32,15 +34,19 @@ from workers.demo_checks import (
     flower_port,
     port_number,
 )
-from workers.demo_model import LOCAL, Served, choose_engine, start_model
+from workers.demo_model import LOCAL, OPENAI, Served, choose_engine, start_model
+from workers.engines.openai_settings import PREFIX as OPENAI_VARIABLES
 from workers.supervisor import Child, ChildFailed, Stopped, Supervisor
 
+ROOT: Final = Path(__file__).absolute().parent.parent
 FLOWER_S: Final = 60.0
 RECORDS_S: Final = 30.0
 ROLLUP_PERIOD_S: Final = "2"
 """Instead of a minute: nobody watches a demo for so long."""
 OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
 """Variables of these names say how a user's own set-up runs, and are not passed on."""
+UNSAID: Final = ("AICACHE_OPENAI_API_KEY", "AICACHE_ROLLUP_PERIOD_S")
+"""Variables of these names are not shown: a caller needs none of them."""
 CALLERS_PATH: Final = "AICACHE_CALLERS_PATH"
 """Where `scripts/demo` leaves the PYTHONPATH that it was called with."""
 BROKER: Final = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
@@ -51,6 +57,7 @@ examples:
   scripts/demo                                      everything on this machine, until Ctrl-C
   scripts/demo --once                               end by itself; exit code 0 if every second call was a hit
   scripts/demo --engine extractive                  no language model: the whole of it in ten seconds
+  scripts/demo --engine openai                      the server that AICACHE_OPENAI_* name: see docs/engines.md
   scripts/demo --model ~/models/better.gguf         another model, in a GGUF file
   scripts/demo --redis-url redis://127.0.0.1:6379/0 keep the answers in a server of your own
   PYTHONPATH=/my/code scripts/demo --engine package.module:factory
@@ -74,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         check_packages()
-        options.engine = choose_engine(options.engine, options.model)
+        options.engine = choose_engine(options.engine, options.model, os.environ)
         if options.redis_url is not None:
             check_cache(options.redis_url)
         with flower_port(options.port) as port:
@@ -147,7 +154,8 @@ def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
         print(f"logs: {supervisor.folder}", file=sys.stderr)
     if code or options.once:
         return code
-    print(where_to_look(at, time.monotonic() - began), flush=True)
+    client_needs = client_variables(environ, os.environ.get(CALLERS_PATH))
+    print(where_to_look(at, client_needs, time.monotonic() - began), flush=True)
     supervisor.wait_for_signal()
     return 0
 
@@ -173,13 +181,14 @@ def start_celery(supervisor: Supervisor, environ: Mapping[str, str], port: int) 
 
 
 def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dict[str, str]:
-    """Return the environment of the children.
+    """Return the environment of the children; of a user's own set-up only what says how the engine openai asks.
 
     >>> at = Addresses("redis://b", "redis://c", "http://f")
     >>> child_environ({"HOME": "/", "AICACHE_DISABLED": "1"}, at, "extractive")["AICACHE_URL"]
     'redis://c'
     """
-    passed_on = {name: value for name, value in environ.items() if not name.startswith(OURS)}
+    asked = OPENAI_VARIABLES if engine == OPENAI else ()
+    passed_on = {n: value for n, value in environ.items() if not n.startswith(OURS) or n.startswith(asked)}
     if path := environ.get(CALLERS_PATH):
         # Python puts PYTHONPATH before all else: so that nothing is shadowed, our own folders come first in it.
         passed_on["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), path])
@@ -194,22 +203,38 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
     }
 
 
-def where_to_look(at: Addresses, took_s: float) -> str:
+def client_variables(environ: Mapping[str, str], path: str | None) -> dict[str, str]:
+    """Return what a client needs to find what the demo stored; shows no password and no key of a provider.
+
+    Args:
+        environ: the children's.
+        path: where the modules of an engine of one's own are.
+
+    >>> client_variables({"AICACHE_URL": "redis://:secret@c", "AICACHE_OPENAI_API_KEY": "sk-1", "LANG": "C"}, None)
+    {'AICACHE_URL': 'redis://:********@c'}
+    """
+    shown = {n: environ[n] for n in environ if n.startswith(("AICACHE_", "CELERY_BROKER")) and not n.startswith(UNSAID)}
+    shown["AICACHE_URL"] = mask_url(shown["AICACHE_URL"])
+    return shown | ({"PYTHONPATH": path} if path and ":" in shown["AICACHE_ENGINE"] else {})
+
+
+def where_to_look(at: Addresses, client: Mapping[str, str], took_s: float) -> str:
     """Return what to try while everything is up; shows no password.
 
-    >>> "secret" in where_to_look(Addresses("redis://b", "redis://:secret@c", "http://f"), 3.0)
+    >>> "secret" in where_to_look(Addresses("redis://b", "redis://:secret@c", "http://f"), {}, 3.0)
     False
     """
-    cache = mask_url(at.cache)
-    python = os.path.relpath(sys.executable)
+    python = shlex.quote(os.path.relpath(sys.executable, ROOT))
+    export = "".join(f"\n             export {name}={shlex.quote(value)}" for name, value in client.items())
     model = f"\n  model      {at.served.url} ({at.served.model})" if at.served else ""
     return f"""
 Everything is up (after {took_s:.0f} s, the runs included):
   Flower     {at.flower}/aicache
-  cache      {cache}
+  cache      {mask_url(at.cache)}
   broker     {at.broker}{model}
-  a client   export CELERY_BROKER_URL={at.broker} AICACHE_URL={cache}
+  a client   cd {shlex.quote(str(ROOT))}{export}
              {python} -m celery -A workers.app aicache summaries
+             {python} -m workers.demo_client  # the same calls again: hits
 Ctrl-C ends it and leaves nothing behind."""
 
 

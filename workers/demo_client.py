@@ -112,15 +112,21 @@ def measure(console: Console, calls: Sequence[Call]) -> tuple[list[Measured], li
 
 def run(bars: Progress, name: str, calls: Sequence[Call]) -> list[Measured]:
     """Make every call once."""
-    if bars.console.is_dumb_terminal:
-        bars.console.print(f"{name}: {len(calls)} calls")
-    bar, measured = bars.add_task(name, total=len(calls)), []
+    bar, measured, begun = bars.add_task(name, total=len(calls)), [], ""
     for call in calls:
+        if call.operation != begun and not moves(bars.console):
+            print(f"{name}: {call.operation}", file=sys.stderr, flush=True)
+        begun = call.operation
         bars.update(bar, description=f"{name}: {call.operation} of {call.article.name}")
         measured.append(make(call))
         bars.advance(bar)
     bars.update(bar, description=name)
     return measured
+
+
+def moves(console: Console) -> bool:
+    """Return whether *console* shows a bar that moves; a pipe and a log get lines instead."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def make(call: Call) -> Measured:

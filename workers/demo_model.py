@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from aicache_tasks.errors import SettingsError
 from workers.demo_checks import Unusable, check_packages
+from workers.engines import ENGINES
 from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE
+from workers.engines.openai_settings import settings_from
 from workers.llm import Unusable as NoModel
 from workers.llm import check_model, packaged_model
-from workers.supervisor import Supervisor
+from workers.supervisor import Child, ChildFailed, Supervisor
 
 LOCAL: Final = "local"
+OPENAI: Final = "openai"
 WITHOUT: Final = "extractive"
 PACKAGES: Final = ("xllamacpp", "openai")
+OPENAI_PACKAGES: Final = ("openai",)
 LOAD_S: Final = 300.0
 """For the largest of files from the slowest of disks: the small one takes a second."""
+CANNOT_BEGIN: Final = 2
+"""The exit code of `aicache-llm` when its log says why."""
 
 
 class Served(NamedTuple):
@@ -37,13 +45,16 @@ class Served(NamedTuple):
         return {URL_VARIABLE: self.url, MODEL_VARIABLE: self.model}
 
 
-def choose_engine(wanted: str | None, model: str | None) -> str:
+def choose_engine(wanted: str | None, model: str | None, environ: Mapping[str, str]) -> str:
     """Return the engine's name: the one that was asked for, or the best there is.
 
     Raises:
-        Unusable: a model was given to another engine, or is none.
-        MissingExtraError: the local engine was asked for, and its packages are not installed.
+        Unusable: there is no such engine, or a model was given to another one, or is none, or what *environ* says of
+            the server to ask is wrong.
+        MissingExtraError: the engine was asked for, and its packages are not installed.
     """
+    if wanted is not None and ":" not in wanted and wanted not in ENGINES:
+        raise Unusable(f"--engine: no engine {wanted!r}; known: {', '.join(ENGINES)}, package.module:factory")
     if model is not None and wanted not in (None, LOCAL):
         raise Unusable(f"--model is for the engine {LOCAL}, not for {wanted}")
     if wanted is None and model is None and not is_complete():
@@ -54,7 +65,22 @@ def choose_engine(wanted: str | None, model: str | None) -> str:
         check_packages(PACKAGES, LOCAL)
         check_file(model)
         return LOCAL
+    if wanted == OPENAI:
+        check_packages(OPENAI_PACKAGES, OPENAI)
+        check_settings(environ)
     return wanted
+
+
+def check_settings(environ: Mapping[str, str]) -> None:
+    """Return if a server can be asked with what *environ* says.
+
+    Raises:
+        Unusable: a variable is wrong or missing, or there is no key.
+    """
+    try:
+        settings_from(environ).read_key()
+    except SettingsError as error:
+        raise Unusable(str(error)) from None
 
 
 def is_complete() -> bool:
@@ -68,6 +94,8 @@ def check_file(model: str | None) -> None:
     Raises:
         Unusable: there is none, or it is something else.
     """
+    if model == "":
+        raise Unusable("--model: name a GGUF file, or leave it out")
     path = Path(model).expanduser() if model else packaged_model()
     if path is None:
         raise Unusable("no model is installed; give --model a GGUF file")
@@ -81,14 +109,27 @@ def start_model(supervisor: Supervisor, model: str | None, environ: Mapping[str,
     """Start the model's server, which the supervisor ends; return when it listens.
 
     Raises:
+        Unusable: it says that it cannot begin.
         ChildFailed: it ended, or did not listen in time; the message names its log.
     """
-    options = [] if model is None else ["--model", model]
-    child = supervisor.start("llm", [sys.executable, "-m", "workers.llm", *options], environ=environ, grace_s=2.0)
-    supervisor.wait_until(lambda: listening(child.log) is not None, within_s=LOAD_S, child=child)
+    command = [sys.executable, "-m", "workers.llm", *([] if model is None else ["--model", model])]
+    child = supervisor.start("llm", command, environ=environ, grace_s=2.0)
+    try:
+        supervisor.wait_until(lambda: listening(child.log) is not None, within_s=LOAD_S, child=child)
+    except ChildFailed:
+        if child.process.poll() != CANNOT_BEGIN:
+            raise
+        supervisor.keep_logs = False  # we show what is in it
+        raise Unusable(refusal(child, command)) from None
     served = listening(child.log)
     assert served is not None
     return served
+
+
+def refusal(child: Child, command: Sequence[str]) -> str:
+    """Return the last line that *child* wrote, and how to have more of it."""
+    said = child.log.read_text(errors="replace").strip().rpartition("\n")[2]
+    return f"{said} (the command: {shlex.join([*command, '--verbose'])})"
 
 
 def listening(log: Path) -> Served | None:
