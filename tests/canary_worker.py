@@ -7,11 +7,9 @@ from typing import Any
 
 import redis
 from celery import Celery
-from celery.signals import after_setup_logger
+from celery.signals import after_setup_logger, worker_init
 
 from aicache_tasks import CachedTask, CachePolicy, events, install
-
-events.DELAY_S = 0.5  # type: ignore[misc] # states do not matter here
 
 app = Celery("canary", set_as_current=False)
 app.conf.update(
@@ -24,6 +22,12 @@ app.conf.update(
     aicache_rollup_period_s=0,
 )
 install(app)
+
+
+@worker_init.connect
+def tell_soon(**_: Any) -> None:
+    """States do not matter here. Not at import: tests import this module too."""
+    events.DELAY_S = 0.5  # type: ignore[misc]
 
 
 @after_setup_logger.connect

@@ -669,7 +669,7 @@ class TestFallback:
         self, make: Callable[..., OpenAIEngine], provider: Provider
     ) -> None:
         provider.by_model[MODEL] = stub.delay(30)
-        engine = make(fallback_model=FALLBACK, retries=0, attempt_timeout_s=0.3, timeout_s=20)
+        engine = make(fallback_model=FALLBACK, retries=0, attempt_timeout_s=2, timeout_s=20)
         assert engine.complete(request()).substitute is True
 
     def test_its_degraded_answer_is_an_error(self, in_force: Callable[..., OpenAIEngine], provider: Provider) -> None:
