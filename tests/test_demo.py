@@ -114,6 +114,8 @@ class TestWhatCannotBegin:
         at = demo.Addresses("redis://b", "redis://c", "http://f")
         passed_on = demo.child_environ({demo.CALLERS_PATH: "/my/code"}, at, "mine:make")
         assert passed_on["PYTHONPATH"].split(os.pathsep) == [*filter(None, sys.path), "/my/code"]
+        assert demo.client_variables(passed_on, "/my/code")["PYTHONPATH"] == "/my/code"
+        assert "PYTHONPATH" not in demo.client_variables(passed_on | {"AICACHE_ENGINE": "local"}, "/my/code")
 
 
 class TestChoiceOfEngine:
