@@ -205,10 +205,11 @@ def raw(body: bytes, kind: str = "application/json", headers: Mapping[str, str] 
     return lambda handler: handler.reply(body, kind=kind, headers=headers)
 
 
-def raw_and_close(handler: Handler) -> None:
-    """Answer well, and close without having said so."""
-    good()(handler)
-    handler.close_connection = True
+def twice(handler: Handler) -> None:
+    """Answer well, and send a stray answer in the same write."""
+    answers = [json.dumps(handler.completion(**changed)).encode() for changed in ({}, {"content": "Stray."})]
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+    handler.wfile.write(b"".join(head.format(len(answer)).encode() + answer for answer in answers))
 
 
 def refuse(handler: Handler) -> None:

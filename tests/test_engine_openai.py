@@ -7,12 +7,14 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,20 @@ def took_s(least: float = 0.0, *, less: float) -> Iterator[None]:
     assert least <= time.monotonic() - began < less
 
 
+@contextmanager
+def silent(host: str, port: int) -> Iterator[None]:
+    """Let *host* answer no attempt to connect: its queue is full."""
+    with ExitStack() as opened:
+        listening = opened.enter_context(socket.socket())
+        listening.bind((host, port))
+        listening.listen(0)
+        for _ in range(3):
+            queued = opened.enter_context(socket.socket())
+            queued.setblocking(False)
+            queued.connect_ex((host, port))
+        yield
+
+
 def running(app: Celery) -> AbstractContextManager[Any]:
     """Return a worker with two threads in this process."""
     return start_worker(app, pool="threads", concurrency=2, perform_ping_check=False, shutdown_timeout=20.0)
@@ -173,6 +189,10 @@ class TestSettings:
             ("JSON_SCHEMA", "maybe", "must be 1 or 0"),
             ("EXTRA_BODY", "{", "must be a JSON object"),
             ("EXTRA_BODY", "[1]", "must be a JSON object"),
+            ("EXTRA_BODY", '{"a": NaN}', "must be JSON in UTF-8"),
+            ("EXTRA_BODY", '{"a": "hunter2 \\ud800"}', "must be JSON in UTF-8"),
+            ("MODEL", "m\udcff", "must be text in UTF-8"),
+            ("SERVER", "s\udcff", "must be text in UTF-8"),
             ("EXTRA_BODY", '{"stream": true, "model": "x"}', "must not hold model, stream"),
             ("TIMEOUT_S", "0", "must be seconds"),
             ("TIMEOUT_S", "inf", "must be seconds"),
@@ -264,6 +284,29 @@ AMBIENT = {
 }
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Host: ambient.test",
+        "User-Agent: ambient",
+        "Accept: ambient/x",
+        "Content-Length: 5",
+        "Content-Type: multipart/form-data; boundary=ambient",
+        "X-Ambient: é",
+        "Authorization: Basic ambient",
+        "Transfer-Encoding: ambient",
+    ],
+)
+def test_no_header_of_the_surroundings_has_an_effect(
+    make: Callable[..., OpenAIEngine], provider: Provider, header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().complete(request())
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", header)
+    make().complete(request())
+    usual, sent = provider.asked
+    assert (sent.headers, sent.body) == (usual.headers, usual.body)
+
+
 @pytest.mark.parametrize("key", ["", KEY])
 def test_nothing_of_the_surroundings_has_an_effect(provider: Provider, key: str) -> None:
     program = (
@@ -342,10 +385,21 @@ class TestWhatIsSent:
             "accept",
             "accept-encoding",
             "authorization",
+            "connection",
             "content-length",
             "content-type",
             "user-agent",
         }
+
+    def test_a_text_that_cannot_be_encoded_is_an_error_that_does_not_hold_it(
+        self, in_force: Callable[..., OpenAIEngine], provider: Provider
+    ) -> None:
+        """JSON can hold half a surrogate pair, UTF-8 cannot."""
+        in_force()
+        with pytest.raises(RejectedRequest, match="cannot be encoded") as caught:
+            tasks.summarize(f"{TEXT} \ud800")
+        assert "Ostermere" not in f"{caught.value!r} {traceback.format_exception(caught.value)}"
+        assert provider.asked == []
 
     @pytest.mark.parametrize(
         "changed",
@@ -726,20 +780,35 @@ class TestReply:
 
 
 class TestConnections:
-    def test_one_serves_all_answers_of_a_thread(self, make: Callable[..., OpenAIEngine], provider: Provider) -> None:
+    def test_each_request_has_one_of_its_own(self, make: Callable[..., OpenAIEngine], provider: Provider) -> None:
         engine = make()
+        provider.then.append(stub.error(500))
         for operation in PROMPT_VERSIONS:
             engine.complete(request(operation))
-        assert len({asked.connection for asked in provider.asked}) == 1
+        assert len({asked.connection for asked in provider.asked}) == len(provider.asked) == 6
+        assert {asked.headers["connection"] for asked in provider.asked} == {"close"}
 
-    def test_one_that_the_server_has_closed_meanwhile_is_replaced(
+    def test_what_a_server_sends_after_a_reply_is_nobodys_answer(
         self, make: Callable[..., OpenAIEngine], provider: Provider
     ) -> None:
-        engine = make()
-        for _ in range(3):
-            provider.then.append(stub.raw_and_close)
-            engine.complete(request())
-        assert len({asked.connection for asked in provider.asked}) == 3
+        provider.always, engine = stub.twice, make()
+        for operation in PROMPT_VERSIONS:
+            assert engine.complete(request(operation)).text == stub.GOOD[operation]
+
+    def test_an_address_that_is_silent_leaves_time_for_the_next(
+        self, make: Callable[..., OpenAIEngine], provider: Provider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port, known = int(provider.url.split(":")[2].removesuffix("/v1")), socket.getaddrinfo
+
+        def both(host: str, *args: Any, **kwargs: Any) -> list[Any]:
+            hosts = ("127.0.0.2", "127.0.0.1") if host == "two.test" else (host,)
+            return [found for each in hosts for found in known(each, *args, **kwargs)]
+
+        with silent("127.0.0.2", port):
+            monkeypatch.setattr(socket, "getaddrinfo", both)
+            engine = make(base_url=f"http://two.test:{port}/v1", connect_timeout_s=1, retries=0)
+            with took_s(0.3, less=5):
+                assert engine.complete(request()).text == stub.GOOD["summarize"]
 
     def test_threads_get_the_answers_to_what_they_asked(
         self, make: Callable[..., OpenAIEngine], provider: Provider
@@ -758,15 +827,13 @@ class TestConnections:
             os._exit(0 if engine.complete(request("qa")).text == stub.GOOD["qa"] else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         engine.complete(request())
-        first, forked, again = (asked.connection for asked in provider.asked)
-        assert first == again != forked
+        assert len({asked.connection for asked in provider.asked}) == 3
 
     def test_a_closed_engine_opens_new_ones(self, make: Callable[..., OpenAIEngine], provider: Provider) -> None:
         engine = make()
         engine.complete(request())
         engine.close()
-        engine.complete(request())
-        assert len({asked.connection for asked in provider.asked}) == 2
+        assert engine.complete(request("qa")).text == stub.GOOD["qa"]
 
     @pytest.mark.soak
     @pytest.mark.parametrize(

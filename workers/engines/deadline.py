@@ -1,7 +1,8 @@
 """
 By when an answer must be there.
 
-In: the seconds that are configured, and the task that a worker runs here.   Out: a moment of `time.monotonic`.
+In: the seconds that are configured, and the task that a worker runs here.   Out: a moment of `time.monotonic`; the
+turns of a host's addresses until then.
 
 An answer that comes after the task's soft time limit helps nobody, and the limit's exception tells less than an error
 of ours: so the deadline is a little before it. In a task that asks for several answers one after the other (a batch)
@@ -10,7 +11,9 @@ the limit counts from the first of them.
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from celery import current_app
@@ -39,3 +42,29 @@ def soft_limit_s(task: Any) -> float | None:
     hard, soft = task.request.timelimit or (None, None)
     found: float | None = soft or task.soft_time_limit or hard or task.time_limit
     return found
+
+
+def addresses(host: str, port: int) -> list[str]:
+    """Return the addresses of *host* in the order to try them.
+
+    Raises:
+        OSError: it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # a label is empty, or too long
+        raise OSError("no name of a host") from None
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def turns(given: Sequence[str], ends: float) -> Iterator[tuple[str, float]]:
+    """Yield each address with its share of the seconds until *ends*: one that is silent leaves time for the rest.
+
+    >>> [(address, round(share_s)) for address, share_s in turns(["a", "b"], time.monotonic() + 8)]
+    [('a', 4), ('b', 8)]
+    """
+    for done, address in enumerate(given):
+        left_s = ends - time.monotonic()
+        if left_s <= 0:
+            return
+        yield address, left_s / (len(given) - done)

@@ -4,14 +4,13 @@ The SDK's client, made safe: a deadline for every byte, bounded replies, no sett
 In: a request's body.   Out: the body of a reply with status 200, or `AttemptFailed`.   Importing this loads the SDK.
 
 HTTP clients bound each read, so that a server that drips can hold a caller for ever: here each read of a socket gets
-what is left of the attempt. Of a request's headers those that are needed go out, so that what the SDK reads from
-``OPENAI_CUSTOM_HEADERS``, ``OPENAI_ORG_ID`` and the like goes nowhere. Redirects are not followed: one could send a
-prompt to another host.
+what is left of the attempt. Every request has a connection of its own: what a server sends after a reply, or too late,
+is nobody's answer. Its headers are made here, so that what the SDK reads from ``OPENAI_CUSTOM_HEADERS``,
+``OPENAI_ORG_ID`` and the like goes nowhere. Redirects are not followed: one could send a prompt to another host.
 """
 
 from __future__ import annotations
 
-import socket
 import ssl
 import time
 import weakref
@@ -23,7 +22,8 @@ import httpcore2
 import httpx2
 import openai
 
-from workers.engines.base import TimedOut, Unavailable, UnparsableReply
+from workers.engines.base import RejectedRequest, TimedOut, Unavailable, UnparsableReply
+from workers.engines.deadline import addresses, turns
 from workers.engines.openai_reply import failure_of
 from workers.engines.openai_settings import OpenAISettings
 from workers.engines.retrying import AttemptFailed
@@ -31,8 +31,13 @@ from workers.engines.retrying import AttemptFailed
 MAX_REPLY_BYTES: Final = 4 * 1024 * 1024
 ATTEMPT_ENDS: Final[ContextVar[float]] = ContextVar("attempt_ends")
 """When the attempt that runs here gives up, by `time.monotonic`."""
-_SENT: Final = frozenset({b"host", b"content-type", b"content-length", b"accept", b"user-agent"})
-_IDLE_S: Final = 30.0
+_HEADERS: Final = (
+    (b"accept", b"application/json"),
+    (b"accept-encoding", b"identity"),
+    (b"connection", b"close"),
+    (b"content-type", b"application/json"),
+    (b"user-agent", f"OpenAI/Python {openai.__version__}".encode("ascii")),
+)
 _PIECE_BYTES: Final = 65_536
 _NO_KEY: Final = "none"  # the SDK insists on one; no request carries it
 
@@ -53,7 +58,7 @@ class RefusedByStatus(Exception):  # noqa: N818 - a reply, not an error of ours
 
 
 class Client:
-    """Connections to one server, shared by the threads of one process.
+    """The way to one server, shared by the threads of one process.
 
     Raises:
         SettingsError: the key cannot be read.
@@ -62,13 +67,13 @@ class Client:
     def __init__(self, settings: OpenAISettings) -> None:
         transport = _Transport(settings)
         http_client = httpx2.Client(transport=transport, trust_env=False, follow_redirects=False)
-        self._sdk = openai.OpenAI(
+        self._sdk = _SDK(
             api_key=_NO_KEY, base_url=settings.base_url, max_retries=0, timeout=None, http_client=http_client
         )
         weakref.finalize(self, self._sdk.close)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, of answers that are under way too."""
         self._sdk.close()
 
     def send(self, operation: str, body: dict[str, Any], ends: float) -> bytes:
@@ -81,6 +86,7 @@ class Client:
 
         Raises:
             AttemptFailed: there is none, or its status is not 2xx.
+            RejectedRequest: *body* holds text that UTF-8 cannot carry.
             UnparsableReply: it cannot be read.
         """
         given_s = max(0.0, ends - time.monotonic())
@@ -95,6 +101,8 @@ class Client:
             raise AttemptFailed(Unavailable(operation, f"connection: {type(error).__name__}"), again=True) from None
         except UnreadableReply as error:
             raise UnparsableReply(operation, f"the server's reply is {error}") from None
+        except UnicodeEncodeError:  # it holds the whole request
+            raise RejectedRequest(operation, "a text of the request cannot be encoded as UTF-8") from None
         finally:
             ATTEMPT_ENDS.reset(token)
 
@@ -111,6 +119,13 @@ def left_s() -> float:
     return left
 
 
+class _SDK(openai.OpenAI):
+    @property
+    def default_headers(self) -> dict[str, str | openai.Omit]:
+        """Return none of the surroundings: one that cannot be sent, or that asks for a form, breaks the request."""
+        return {"Content-Type": "application/json"}
+
+
 class _Transport(httpx2.BaseTransport):
     def __init__(self, settings: OpenAISettings) -> None:
         key, by_tls = settings.read_key(), settings.base_url.startswith("https:")
@@ -118,19 +133,15 @@ class _Transport(httpx2.BaseTransport):
         self._pool = httpcore2.ConnectionPool(
             ssl_context=ssl.create_default_context() if by_tls else None,  # takes tens of milliseconds
             max_connections=None,
-            keepalive_expiry=_IDLE_S,
             network_backend=_Backend(settings.connect_timeout_s),
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        assert isinstance(request.stream, httpx2.SyncByteStream)
-        url = request.url
+        url, body = request.url, request.read()
         target = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        kept = [(name, value) for name, value in request.headers.raw if name.lower() in _SENT]
-        headers = [*kept, (b"accept-encoding", b"identity"), *self._authorization]
-        reply = self._pool.handle_request(
-            httpcore2.Request(request.method, target, headers=headers, content=request.stream)
-        )
+        size = str(len(body)).encode("ascii")
+        headers = [(b"host", url.netloc), (b"content-length", size), *_HEADERS, *self._authorization]
+        reply = self._pool.handle_request(httpcore2.Request(request.method, target, headers=headers, content=body))
         assert isinstance(reply.stream, Iterable)
         response = httpx2.Response(reply.status, headers=reply.headers, stream=_Bounded(reply.stream))
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -183,13 +194,10 @@ class _Backend(httpcore2.NetworkBackend):
     ) -> httpcore2.NetworkStream:
         """Try each address of *host*; all of them together get the seconds to connect."""
         ends = time.monotonic() + min(self._connect_timeout_s, left_s())
-        refused: Exception = httpcore2.ConnectError("no address")
-        for address in _addresses(host, port):
-            left = ends - time.monotonic()
-            if left <= 0:
-                raise httpcore2.ConnectTimeout("no connection in time")
+        refused: Exception = httpcore2.ConnectTimeout("no connection in time")
+        for address, share_s in turns(_addresses(host, port), ends):
             try:
-                return _Stream(self._plain.connect_tcp(address, port, left, local_address, socket_options))
+                return _Stream(self._plain.connect_tcp(address, port, share_s, local_address, socket_options))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 refused = error
         raise refused
@@ -197,10 +205,9 @@ class _Backend(httpcore2.NetworkBackend):
 
 def _addresses(host: str, port: int) -> list[str]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return addresses(host, port)
     except OSError as error:
         raise httpcore2.ConnectError("the host's name has no address") from error
-    return [str(address[0]) for *_, address in found]
 
 
 class _Stream(httpcore2.NetworkStream):

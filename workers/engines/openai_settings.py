@@ -9,6 +9,7 @@ Variables of the SDK (``OPENAI_*``) and of proxies count for nothing: they belon
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 OPENAI_HOST: Final = "api.openai.com"
 _OURS: Final = frozenset({"model", "messages", "stream", "n", "response_format"})
 _MAX_KEY_BYTES: Final = 16_384
+_NO_UTF_8: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def _about(default: Any, means: str, *, shown: bool = True) -> Any:
@@ -202,6 +204,9 @@ def _check_model(settings: OpenAISettings) -> None:
         raise _wrong("MODEL", "is required: name the model, such as gpt-4o-mini or llama3.2")
     if settings.fallback_model == settings.model:
         raise _wrong("FALLBACK_MODEL", "must be another model than AICACHE_OPENAI_MODEL")
+    for name in ("model", "fallback_model", "server"):
+        if _NO_UTF_8.search(getattr(settings, name) or ""):
+            raise _wrong(name.upper(), "must be text in UTF-8")
 
 
 def _check_numbers(settings: OpenAISettings) -> None:
@@ -242,3 +247,7 @@ def _read(path: str) -> str:
 def _check_extra_body(extra: Mapping[str, Any]) -> None:
     if taken := sorted(_OURS & extra.keys()):
         raise _wrong("EXTRA_BODY", f"must not hold {', '.join(taken)}")
+    try:
+        json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise _wrong("EXTRA_BODY", "must be JSON in UTF-8: no NaN, no half of a surrogate pair") from None
