@@ -6,7 +6,6 @@ In: settings and a store.   Out: `Parts`, shared by look-up, publish and invalid
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -26,7 +25,7 @@ from aicache_tasks.monitor.statistics import MIB
 from aicache_tasks.outbox import Outbox
 from aicache_tasks.records import Sample
 from aicache_tasks.settings import Settings
-from aicache_tasks.signals import raised_by_handler
+from aicache_tasks.signals import steers
 from aicache_tasks.stores import open_store
 from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.guard import Breaker, Guard
@@ -34,6 +33,8 @@ from aicache_tasks.work import Work
 
 log = logging.getLogger("aicache_tasks")
 _MAX_KINDS = 1000
+_MAX_UNPRICED = 100
+_MAX_SHOWN = 5
 
 
 def wall_ms() -> int:
@@ -56,6 +57,7 @@ class InternalErrors:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self.counts: Counter[str] = Counter()
+        self._unpriced: set[tuple[str, str | None]] = set()
 
     def caught(self, error: Exception, where: str) -> None:
         """Count *error*; the log line has its class only, since its text may quote an argument."""
@@ -95,28 +97,21 @@ class InternalErrors:
             log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
 
     def unpriced(self, work: Work) -> None:
-        """Count an answer whose tokens have no price; warn once for each model."""
-        if not self._is_first(f"unpriced:{work.prices}:{work.model}"):
+        """Warn of an answer whose tokens have no price: once for each model, of some models; records count them all."""
+        known = work.prices, work.model
+        if known in self._unpriced or len(self._unpriced) >= _MAX_UNPRICED:
             return
+        self._unpriced.add(known)
         model = "with no model (annotate(model=…))" if work.model is None else f"of model {shorten(work.model)}"
         text = "aicache.prices %s: answers %s took tokens (%s) that have no price in aicache_prices['models']"
-        kinds = ", ".join(map(shorten, work.usage or ()))
+        usage = [*map(shorten, work.usage or ())]
+        kinds = ", ".join([*usage[:_MAX_SHOWN], "…"] if len(usage) > _MAX_SHOWN else usage)
         log.warning(text, work.prices, model, kinds, extra={"aicache": {"model": work.model, "prices": work.prices}})
 
     def _is_first(self, kind: str) -> bool:
         if len(self.counts) < _MAX_KINDS or kind in self.counts:
             self.counts[kind] += 1
         return self.counts[kind] == 1
-
-
-def steers(error: BaseException) -> bool:
-    """Say whether *error* steers a task: never ours to keep.
-
-    These are Celery's and billiard's own (Retry, Ignore, Reject, a soft time limit) and what a signal handler raised.
-    """
-    if any(kind.__module__.partition(".")[0] in ("celery", "billiard") for kind in type(error).__mro__):
-        return True
-    return raised_by_handler(error, within="aicache_tasks") is not None
 
 
 def raise_what_steers(error: BaseException, handled: BaseException | None) -> None:
@@ -174,9 +169,11 @@ class Samples:
             sample, meta = Sample(at_s, operation, "compute", work.outcome, why, took), work.meta()
         else:
             sample, meta = call.sample(at_s, "compute", work.outcome, why, took), call.meta()
-        with contextlib.suppress(NotStorable):  # such as a sum of tokens over 64 bits: the timing is sound
-            sample = sample._replace(meta=encode_meta(meta))
-        self.record(sample)
+        try:
+            said = encode_meta(meta)
+        except NotStorable:  # time and money are sound
+            said = encode_meta(meta._replace(model=None, usage=None))
+        self.record(sample._replace(meta=said))
 
     def noted(self, operation: str, step: str, status: str, reason: str) -> None:
         """Note a step that took no time; *operation* may be anything, if that is why."""

@@ -115,8 +115,8 @@ def whole(micros: Decimal) -> int:
 
 
 def _of(usage: Mapping[str, int], *names: str) -> int:
-    """Return the first of *names* that is there: two names of one thing are not added up."""
-    return max(next((usage[name] for name in names if name in usage), 0), 0)
+    """Return the first of *names* that counts any: two names of one thing are not added up."""
+    return next((usage[name] for name in names if usage.get(name, 0) > 0), 0)
 
 
 # What may be set.
@@ -158,7 +158,7 @@ def _loaded(name: str, given: str) -> Any:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise SettingsError(f"{name}: the file {shorten(given)} cannot be read: {reason}") from None
     try:
-        return json.loads(text, parse_float=Decimal)
+        return json.loads(text, parse_float=_decimal)
     except (ValueError, RecursionError):
         raise SettingsError(f"{name}: no JSON in {shorten(given)}") from None
 
@@ -200,12 +200,17 @@ def _amount(name: str, given: Any) -> Decimal:
     try:
         if isinstance(given, bool) or not isinstance(given, (int, float, str, Decimal)):
             raise ValueError
-        amount = EXACT.create_decimal(str(given).strip())
+        amount = _decimal(str(given).strip())
         if not amount.is_finite() or not 0 <= amount <= _MOST:
             raise ValueError
     except ValueError:
         raise SettingsError(f"{name}: {shorten(given)} is not a price from 0 to {_MOST}") from None
     return amount
+
+
+def _decimal(text: str) -> Decimal:
+    """Return a number, NaN of what is none or has an exponent that no number has."""
+    return EXACT.plus(Decimal(text, EXACT))
 
 
 def _text(name: str, given: Any, most: int) -> str:

@@ -1,7 +1,8 @@
 """
 Holds a soft time limit back while a cache call runs.
 
-In: a call's start and end.   Out: the limit's exception at the end of the call instead of inside it.
+In: a call's start and end.   Out: the limit's exception at the end of the call instead of inside it; and which of the
+exceptions that are caught are not ours to keep.
 
 A worker's child enforces soft limits by a signal handler that raises. Raised between a request and its reply, that
 would leave a connection with another call's answer in it. A signal mask does not help once another thread lives: the
@@ -77,6 +78,16 @@ class SoftLimitHold:
 
 SOFT_LIMITS: Final = SoftLimitHold()
 """The process's one hold: there is one handler for a signal."""
+
+
+def steers(error: BaseException) -> bool:
+    """Say whether *error* steers a task: never ours to keep.
+
+    These are Celery's and billiard's own (Retry, Ignore, Reject, a soft time limit) and what a signal handler raised.
+    """
+    if any(kind.__module__.partition(".")[0] in ("celery", "billiard") for kind in type(error).__mro__):
+        return True
+    return raised_by_handler(error, within="aicache_tasks") is not None
 
 
 def raised_by_handler(error: BaseException, *, within: str) -> BaseException | None:

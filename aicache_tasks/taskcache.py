@@ -26,10 +26,11 @@ from aicache_tasks.directed import HEADER
 from aicache_tasks.errors import DirectiveError, KeyEncodingError, NotCached
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.mode import Mode
-from aicache_tasks.parts import raise_what_steers, steers
+from aicache_tasks.parts import raise_what_steers
 from aicache_tasks.policy import AUTO_VERSION, NO_DIRECTIVES, CachePolicy, Directives, directives_from
 from aicache_tasks.records import MISS, CacheEntry, CallInfo
 from aicache_tasks.runtime import runtime_of
+from aicache_tasks.signals import steers
 from aicache_tasks.telling import Telling
 from aicache_tasks.work import Work
 

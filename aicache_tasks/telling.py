@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aicache_tasks.calllog import CALLS, log_call
-from aicache_tasks.parts import steers
 from aicache_tasks.records import CallInfo, EntryMeta
 from aicache_tasks.redaction import hides_arguments
+from aicache_tasks.signals import steers
 from aicache_tasks.tracing import API, annotate_span
 
 if TYPE_CHECKING:

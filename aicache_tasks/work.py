@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
+from itertools import islice
+from threading import Lock
 from time import perf_counter_ns
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from aicache_tasks.prices import EXACT, MICROS, MOST_MICROS, Prices, counts_tokens, is_priced, whole
+from aicache_tasks.ledger import MAX_NAMES, OTHER
+from aicache_tasks.prices import EXACT, MICROS, MOST_MICROS, NAMES, Prices, counts_tokens, is_priced, whole
 from aicache_tasks.records import EntryMeta
+from aicache_tasks.signals import steers
 
 _MAX_COUNT: Final = 2**53
 _MAX_COST: Final = MOST_MICROS // MICROS
+_MODEL_CHARS: Final = 200
+_KIND_CHARS: Final = 64
+_MAX_READ: Final = 10_000
+T = TypeVar("T")
 
 
 class Work:
@@ -35,6 +43,9 @@ class Work:
     """What it cost, millionths; None where nobody can say."""
     prices = ""
     """Version of the prices that were asked; empty if the body said the cost itself."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
 
     def run(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what *body* returns, and take note of what it takes."""
@@ -76,39 +87,71 @@ def annotate(
 ) -> None:
     """Say in a task's body what the answer took; it counts as spent, and is kept with the entry.
 
-    Outside of the body of a task with a policy this does nothing. It never raises: the answer is paid for by then. What
-    is not of the kind said below is left out, such as the nested details of a provider's usage.
+    Outside of the body of a task with a policy this does nothing. It never raises: the answer is paid for by then; only
+    what steers the task, such as a soft time limit, passes through. What is not of the kind said below is left out,
+    such as the nested details of a provider's usage.
+
+    A thread that the body starts is outside of it, unless it runs in the body's context: see the tutorial.
 
     Args:
-        model: the model that answered, which may be a fallback.
+        model: the model that answered, which may be a fallback; its first 200 characters.
         usage: counts such as ``{"input_tokens": 812, "output_tokens": 96}``; repeated calls add up. What they cost
-            is worked out from ``aicache_prices``.
+            is worked out from ``aicache_prices``. Of kinds without a price 64 are told apart.
         cost: in your currency, where it is not to be worked out; repeated calls add up.
     """
     work = CURRENT.get()
     if work is None:
         return
-    if isinstance(usage, Mapping):
-        work.usage = _added(work.usage, usage)
-    if (said := _amount(cost)) is not None:
-        work.cost = said if work.cost is None else EXACT.add(work.cost, said)
-    if isinstance(model, str):
-        work.model = model
+    counts, amount, name = _read(_counts, usage), _read(_amount, cost), _read(_name, model)
+    with work.lock:  # threads of the body may share its context
+        work.usage = _added(work.usage, counts)
+        if amount is not None:
+            work.cost = amount if work.cost is None else EXACT.add(work.cost, amount)
+        work.model = work.model if name is None else name
 
 
-def _added(have: Mapping[str, int] | None, more: Mapping[Any, Any]) -> dict[str, int]:
-    """Return *have* with the whole numbers of *more* added."""
-    total = dict(have or {})
-    for name, count in more.items():
-        if type(name) is str and type(count) is int and abs(count) < _MAX_COUNT:
-            total[name] = total.get(name, 0) + count
+def _read(kind: Callable[[Any], T | None], given: Any) -> T | None:
+    """Return what *given* says, None if its own code raises."""
+    try:
+        return None if given is None else kind(given)
+    except Exception as error:
+        if steers(error):
+            raise
+        return None
+
+
+def _counts(usage: Any) -> list[tuple[str, int]] | None:
+    """Return the whole numbers, None for no mapping."""
+    if not isinstance(usage, Mapping):
+        return None
+    some = islice(usage.items(), _MAX_READ)
+    return [(_cut(kind, _KIND_CHARS), n) for kind, n in some if isinstance(kind, str) and type(n) is int]
+
+
+def _added(have: dict[str, int] | None, more: list[tuple[str, int]] | None) -> dict[str, int] | None:
+    """Return *have* with *more* added; what has no room for its name counts under another."""
+    if more is None:
+        return have
+    total = dict(have or {})  # a new one: a thread that outlives the body does not change what is being kept
+    for kind, count in more:
+        if abs(count) < _MAX_COUNT:
+            name = kind if kind in total or kind in NAMES or len(total) < MAX_NAMES else OTHER
+            total[name] = max(min(total.get(name, 0) + count, _MAX_COUNT), -_MAX_COUNT)
     return total
 
 
 def _amount(cost: Any) -> Decimal | None:
     """Return an amount of money, None for what is none; a float stands for the number that it shows as."""
-    if isinstance(cost, Decimal):
-        return cost if cost.is_finite() and -_MAX_COST < cost < _MAX_COST else None
-    if not isinstance(cost, (int, float)) or isinstance(cost, bool) or not -_MAX_COST < cost < _MAX_COST:
+    if isinstance(cost, bool) or not isinstance(cost, (int, float, Decimal)):
         return None
-    return Decimal(repr(float(cost)))
+    plain = Decimal(repr(float.__float__(cost)) if isinstance(cost, float) else cost)
+    return plain if plain.is_finite() and -_MAX_COST < plain < _MAX_COST else None
+
+
+def _name(model: Any) -> str | None:
+    return _cut(model, _MODEL_CHARS) if isinstance(model, str) else None
+
+
+def _cut(text: str, chars: int) -> str:
+    """Return the beginning, as a plain str that can be encoded: a name may be of numpy, or half a surrogate pair."""
+    return str.__str__(text)[:chars].encode("utf-8", "replace").decode()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import decimal
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore, Retry, SoftTimeLimitExceeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aicache_tasks.codec import decode_meta, encode_meta
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.prices import MOST_MICROS, Price, Prices, counts_tokens, is_priced, parse, whole
 from aicache_tasks.settings import Settings
@@ -38,6 +43,7 @@ class TestWhatTokensCost:
             ({"input_tokens": 100, "output_tokens": 10}, 140),
             ({"prompt_tokens": 100, "completion_tokens": 10}, 140),
             ({"input_tokens": 100, "prompt_tokens": 100}, 100),  # two names of one thing
+            ({"input_tokens": 0, "prompt_tokens": 100, "output_tokens": 0, "completion_tokens": 10}, 140),
             ({"input_tokens": 100, "cached_input_tokens": 60}, 40 + 30),  # part of the input
             ({"input_tokens": 10, "cached_input_tokens": 60}, 30),  # more than all of it
             ({"input_tokens": 100, "cache_read_input_tokens": 60}, 100 + 30),  # on top of the input
@@ -160,10 +166,13 @@ class TestSetting:
             ({"version": "1", "models": {"m": 3}}, r"aicache_prices\['models'\]\['m'\]: must give 'input' and"),
             ({"version": "1", "models": {"m": {"input": 1}}}, r"\['models'\]\['m'\]\['output'\]: is missing"),
             ({"version": "1", "models": {"m": MINI | {"inptu": 1}}}, r"\['m'\]: unknown 'inptu'; did you mean 'input'"),
+            ('{"version": "1", "models": {"m": {"input": 1e-99999999999999999999, "output": 1}}}',
+             r"aicache_prices\['models'\]\['m'\]\['input'\]: .* is not a price from 0 to 1000000000"),
             *[
                 ({"version": "1", "models": {"m": MINI | {"input": bad}}},
                  r"aicache_prices\['models'\]\['m'\]\['input'\]: .* is not a price from 0 to 1000000000")
-                for bad in (-1, "free", None, True, float("nan"), float("inf"), "1e10", [1], 10**5000, "")
+                for bad in (-1, "free", None, True, float("nan"), float("inf"), "1e10", [1], 10**5000, "",
+                            "1e-99999999999999999999")
             ],
         ],
     )  # fmt: skip
@@ -176,6 +185,45 @@ class TestSetting:
         path.write_bytes(b"\xff\xfe\xff")
         with pytest.raises(SettingsError, match="cannot be read: it is no text"):
             Settings.from_mapping({}, {"AICACHE_PRICES": str(path)})
+
+
+class Name(str):
+    """As numpy's."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "another"
+
+
+class BrokenName(str):
+    __slots__ = ()
+
+    def __getitem__(self, at: Any) -> str:
+        raise LookupError
+
+
+class BrokenAmount(float):
+    def __float__(self) -> float:
+        raise LookupError
+
+    __repr__ = __lt__ = __gt__ = __float__  # type: ignore[assignment]
+
+
+class Broken(Mapping[str, int]):
+    """What raises when it is read."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error or LookupError()
+
+    def __iter__(self) -> Iterator[str]:
+        raise self.error
+
+    def __getitem__(self, name: str) -> int:
+        raise self.error
+
+    def __len__(self) -> int:
+        raise self.error
 
 
 def worked(body: Callable[[], Any], prices: Prices | None = None) -> Work:
@@ -224,6 +272,68 @@ class TestWork:
 
         with decimal.localcontext(traps=[decimal.Inexact, decimal.InvalidOperation, decimal.FloatOperation]):
             assert worked(body).micros == 1_000_000
+
+    @pytest.mark.parametrize(
+        ("name", "kept"),
+        [(Name("mini-1"), "mini-1"), ("mini-\ud800", "mini-?"), ("mini-" + "x" * 100_000, "mini-" + "x" * 195)],
+        ids=["of-another-type", "half-a-pair", "long"],
+    )
+    def test_a_name_is_kept_as_a_plain_text_of_bounded_length(self, prices: Prices, name: str, kept: str) -> None:
+        work = worked(lambda: annotate(model=name, usage={Name("input_tokens"): 1000, name: 3}), prices)
+        assert (work.model, work.micros) == (kept, 150)
+        assert type(work.model) is str
+        assert work.usage == {"input_tokens": 1000, kept[:64]: 3}
+        assert {type(kind) for kind in work.usage} == {str}
+        assert decode_meta(encode_meta(work.meta())) == work.meta()
+
+    def test_more_kinds_than_there_is_room_for_are_counted_under_one_name(self, prices: Prices) -> None:
+        usage = {f"k{i}_tokens": 2 for i in range(5000)}
+        work = worked(lambda: annotate(model="mini-1", usage=usage | {"input_tokens": 1000}), prices)
+        assert work.usage is not None
+        assert (len(work.usage), work.usage["k63_tokens"], work.usage["~other"]) == (66, 2, 2 * (5000 - 64))
+        assert work.micros == 150
+
+    def test_a_sum_of_tokens_ends_at_what_an_entry_can_hold(self) -> None:
+        def body() -> None:
+            for _ in range(3000):
+                annotate(usage={"input_tokens": 2**53 - 1, "lost": 1 - 2**53})
+
+        work = worked(body)
+        assert work.usage == {"input_tokens": 2**53, "lost": -(2**53)}
+        assert decode_meta(encode_meta(work.meta())) == work.meta()
+
+    @pytest.mark.parametrize("said", [{"usage": Broken()}, {"cost": BrokenAmount(3)}, {"model": BrokenName("m")}])
+    def test_what_breaks_when_it_is_read_fails_no_body(self, said: dict[str, Any]) -> None:
+        def body() -> None:
+            annotate(**{"model": "mini-1", "usage": {"input_tokens": 3}, "cost": 1} | said)
+
+        work = worked(body)
+        kept = (work.model, work.usage, work.cost)
+        assert kept == ("m" if "model" in said else "mini-1", None if "usage" in said else {"input_tokens": 3},
+                        3 if "cost" in said else 1)  # fmt: skip
+
+    @pytest.mark.parametrize("error", [SoftTimeLimitExceeded(), Retry("a"), Ignore(), KeyboardInterrupt()])
+    def test_what_steers_a_task_passes_through(self, error: BaseException) -> None:
+        with pytest.raises(type(error)):
+            worked(lambda: annotate(usage=Broken(error)))
+
+    def test_threads_of_a_body_speak_of_it_in_its_context(self) -> None:
+        def ask(_: int) -> None:
+            for _ in range(500):
+                annotate(usage={"input_tokens": 1}, cost=1)
+
+        def body() -> None:
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda context, at: context.run(ask, at), [copy_context() for _ in range(4)], range(4)))
+                list(pool.map(ask, range(4)))  # outside of it
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            works = [worked(body) for _ in range(5)]
+        finally:
+            sys.setswitchinterval(interval)
+        assert [(work.usage, work.cost) for work in works] == [({"input_tokens": 2000}, Decimal(2000))] * 5
 
     @pytest.mark.parametrize(
         ("said", "is_known"),

@@ -21,7 +21,7 @@ from aicache_tasks.alerts import AlertState, current
 from aicache_tasks.canonical import encode_parts
 from aicache_tasks.errors import AICacheError, SettingsError, StoreError
 from aicache_tasks.fingerprint import fingerprint
-from aicache_tasks.parts import Parts, steers
+from aicache_tasks.parts import Parts
 from aicache_tasks.policy import CachePolicy, takes_arguments
 from aicache_tasks.reports.pulse import WAIT_S, Beat, Pulse, pulse_of
 from aicache_tasks.reports.queries import Live, Reader, total_of
@@ -29,6 +29,7 @@ from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.wording import duration, iso, label, percent
 from aicache_tasks.runtime import cached_tasks, runtime_of
 from aicache_tasks.settings import Settings
+from aicache_tasks.signals import steers
 from aicache_tasks.summary import SummaryRecord
 
 SCHEMA: Final = 1

@@ -176,6 +176,54 @@ class TestBodiesWithinBodies:
         assert (record.saved.costs, record.spent.costs) == ({"7": 2 * MICROS}, {"7": MICROS})
 
 
+class TestWhatABodySays:
+    @pytest.mark.parametrize(
+        ("model", "usage"),
+        [
+            (type("Name", (str,), {})("m-1"), {}),
+            ("m-\ud800", {"in\ud800_tokens": 3}),
+            ("m-" + "x" * 100_000, {"x" * 100_000: 3}),
+            ("m-1", {f"k{i}_tokens": 1 for i in range(5000)}),
+            ("m-1", {"k": 2**53 - 1}),
+        ],
+        ids=["of-another-type", "half-a-pair", "long", "many", "high"],
+    )
+    def test_keeps_no_answer_from_being_stored_nor_counted(
+        self, app: Celery, model: str, usage: dict[str, int]
+    ) -> None:
+        @app.task(base=CachedTask, cache=CachePolicy(operation="says"), name="says", shared=False)
+        def says(text: str) -> str:
+            annotate(model=model, usage={"input_tokens": 10, "output_tokens": 1})
+            for _ in range(2100):
+                annotate(usage=usage)
+            return text
+
+        says("a"), says("a")
+        last: CallInfo = says.cache.last
+        assert last.status == "hit"
+        record = record_of(app, "says")
+        assert record.spent.costs == record.saved.costs == {"7": MICROS}
+        assert record.spent.tokens["input_tokens"] == 10
+
+    @pytest.mark.parametrize("usage", [{"in\ud800": 1}, {"k": 2**70}, {f"{i:0100}": 1 for i in range(700)}])
+    def test_that_cannot_be_kept_is_left_out_of_the_entry(self, app: Celery, usage: dict[str, int]) -> None:
+        @app.task(base=CachedTask, cache=CachePolicy(operation="says"), name="says", shared=False)
+        def says(text: str) -> str:
+            work = CURRENT.get()
+            assert work is not None
+            annotate(cost=1)
+            work.usage = usage
+            return text
+
+        says("a")
+        last: CallInfo = says.cache.last
+        assert last.set_status == "success"
+        entry = says.cache.peek("a")
+        assert (entry.usage, entry.cost) == (None, 1.0)
+        assert entry.compute_s > 0
+        assert record_of(app, "says").spent.costs == {"": 1_000_000}
+
+
 class TestTellingOfIt:
     @pytest.fixture
     def said(self, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
@@ -205,6 +253,21 @@ class TestTellingOfIt:
         assert line == f"aicache.prices 7: {took} that have no price in aicache_prices['models']"
         record = record_of(app, "else")
         assert (record.spent.unpriced, record.spent.cost_micros) == ({"m2": 3}, 0)
+
+    def test_many_models_and_kinds_fill_neither_the_log_nor_what_errors_are_counted_in(
+        self, app: Celery, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @app.task(base=CachedTask, cache=CachePolicy(operation="else"), name="else", shared=False)
+        def elsewhere(text: str) -> None:
+            annotate(model=f"model {text}", usage={f"{'k' * 50}{i}_tokens": 1 for i in range(60)})
+
+        for at in range(120):
+            elsewhere.with_cache(bypass=True)(str(at))
+        lines = [r.getMessage() for r in caplog.records if "aicache.prices" in r.getMessage()]
+        assert len(lines) == 100
+        assert max(map(len, lines)) < 500
+        assert not runtime_of(app).cache.parts.errors.counts
+        assert record_of(app, "else").spent.unpriced.total() == 120
 
     def test_without_prices_nobody_is_warned(self, make: Make, caplog: pytest.LogCaptureFixture) -> None:
         telling(make())("a")

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from aicache_tasks.errors import AICacheError
-from aicache_tasks.parts import steers
 from aicache_tasks.reports.doctor.case import SEEDS, Case, Finding
 from aicache_tasks.reports.wording import label
+from aicache_tasks.signals import steers
 
 MADE_UP: Final[Mapping[Any, Any]] = {
     int: 1,
