@@ -54,8 +54,8 @@ class Telling:
 
     def returned(self, info: CallInfo, request: Any, took: Callable[[], EntryMeta]) -> None:
         """Tell traces, logs and monitors of a call that has returned; *took* says what its answer took."""
-        if request is not None and API in sys.modules:  # without a request the span is somebody else's
-            self._annotate(info, took)
+        if request is not None and API in sys.modules:
+            self._annotate(info, request, took)
         events = self._runtime.events
         if events is None and not CALLS.isEnabledFor(logging.DEBUG):
             return
@@ -66,14 +66,16 @@ class Telling:
     def raised(self, info: CallInfo, request: Any, took: Callable[[], EntryMeta] = EntryMeta) -> None:
         """Tell traces and logs of a call that raises; monitors hear from Celery how its task went on."""
         if request is not None and API in sys.modules:
-            self._annotate(info, took)
+            self._annotate(info, request, took)
         log_call(info, self._task.name, request)
 
     def retried(self) -> None:
         """Take note that the task is retried, whatever its body returns: its call is not over."""
         self._last.retried = _attempt(self._task.request)
 
-    def _annotate(self, info: CallInfo, took: Callable[[], EntryMeta]) -> None:
+    def _annotate(self, info: CallInfo, request: Any, took: Callable[[], EntryMeta]) -> None:
+        if request.is_eager:  # as without a request: the span that is open may be somebody else's
+            return
         try:
             annotate_span(info, took)
         except Exception as error:  # whatever somebody's exporter raises, the task returns

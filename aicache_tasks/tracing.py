@@ -18,7 +18,7 @@ from aicache_tasks.records import HIT_STATUSES, CallInfo, EntryMeta
 
 API: Final = "opentelemetry.trace"
 _TOKENS: Final = (INPUT, OUTPUT, (READ,), (WRITTEN,))
-"""Names of counts; of each row the first that there is counts, the others are the same under another name."""
+"""Names of counts; of each row the first that counts any counts, the others are the same under another name."""
 
 
 def annotate_span(info: CallInfo, took: Callable[[], EntryMeta]) -> None:
@@ -69,4 +69,4 @@ def attributes_of(info: CallInfo, took: EntryMeta) -> dict[str, str | int | floa
 
 
 def _tokens(usage: Mapping[str, int]) -> int:
-    return sum(next((usage[name] for name in names if name in usage), 0) for names in _TOKENS)
+    return sum(next((usage[name] for name in names if usage.get(name, 0) > 0), 0) for names in _TOKENS)

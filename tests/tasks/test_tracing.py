@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
+from celery.app.trace import build_tracer
 from celery.exceptions import SoftTimeLimitExceeded
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -122,6 +123,12 @@ def upper(text: str) -> str:
     return text.upper()
 
 
+def ran(task: Any, text: str) -> Any:
+    """Return what *task* returns when it is run as a worker runs it; raises what it raises."""
+    trace_task = build_tracer(task.name, task, eager=True, propagate=True, app=task.app)
+    return trace_task(str(uuid.uuid4()), (text,), {}, {"is_eager": False}).retval
+
+
 @pytest.fixture
 def span() -> Iterator[ReadableSpan]:
     with TracerProvider().get_tracer("tests").start_as_current_span("request") as made:
@@ -132,14 +139,26 @@ def span() -> Iterator[ReadableSpan]:
 def test_a_direct_call_leaves_the_span_of_whoever_calls_alone(shout: Any, span: ReadableSpan) -> None:
     shout("text"), shout("text")
     assert not span.attributes
-    shout.apply(("text",))
+    ran(shout, "text")
     assert span.attributes is not None
     assert span.attributes["aicache.status"] == "hit"
 
 
+def test_an_eager_call_leaves_the_span_that_is_open_alone(shout: Any, span: ReadableSpan) -> None:
+    def nest(text: str) -> str:
+        return str(shout.apply((text,)).get(disable_sync_subtasks=False))
+
+    outer = shout.app.task(base=CachedTask, cache=CachePolicy(operation="nest"), name="nest")(nest)
+    outer.apply(("text",)), shout.apply(("text",)), shout.apply((7,))  # a miss, a hit, and a body that raises
+    assert not span.attributes
+    ran(outer, "another")
+    assert span.attributes is not None
+    assert (span.attributes["aicache.operation"], span.attributes["aicache.status"]) == ("nest", "miss")
+
+
 def test_a_span_that_is_not_recorded_is_not_asked_for_more(shout: Any) -> None:
     assert not trace.get_current_span().is_recording()
-    assert shout.apply(("text",)).get() == "TEXT"
+    assert ran(shout, "text") == "TEXT"
 
 
 def test_what_the_api_raises_is_warned_of_once_and_no_task_s_matter(
@@ -149,7 +168,7 @@ def test_what_the_api_raises_is_warned_of_once_and_no_task_s_matter(
         raise LookupError("canary")
 
     monkeypatch.setitem(sys.modules, tracing.API, SimpleNamespace(get_current_span=broken))
-    assert [shout.apply(("text",)).get() for _ in range(3)] == ["TEXT"] * 3
+    assert [ran(shout, "text") for _ in range(3)] == ["TEXT"] * 3
     warnings = [record.getMessage() for record in caplog.records if "spans" in record.getMessage()]
     assert warnings == ["aicache: spans of 'traced-shout' say nothing: LookupError"]
 
@@ -160,7 +179,7 @@ def test_a_soft_time_limit_passes_through(shout: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setitem(sys.modules, tracing.API, SimpleNamespace(get_current_span=late))
     with pytest.raises(SoftTimeLimitExceeded):
-        shout.apply(("text",), throw=True)
+        ran(shout, "text")
 
 
 def test_nothing_is_imported_for_it() -> None:
@@ -188,6 +207,7 @@ def test_an_attribute_that_says_nothing_is_left_out() -> None:
         ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}, 7),
         ({"input_tokens": 3, "cached_input_tokens": 2, "output_tokens": 4}, 7),
         ({"input_tokens": 3, "cache_read_input_tokens": 10, "cache_creation_input_tokens": 20, "output_tokens": 4}, 37),
+        ({"input_tokens": 0, "prompt_tokens": 3}, 3),
         ({"pages": 3}, None),
     ],
 )
