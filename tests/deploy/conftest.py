@@ -23,7 +23,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def binary() -> Path:
     """Return the path of Compose itself: the package's own command ends with 0 whatever Compose says."""
     package = importlib.util.find_spec("compose")
-    (folder,) = package.submodule_search_locations or [] if package else [""]
+    assert package, "these checks need Linux on x86-64 and Python 3.11: there is no Compose of this version for others"
+    (folder,) = package.submodule_search_locations or []
     return Path(folder, "docker-compose")
 
 
