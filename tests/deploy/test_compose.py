@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import FILE, Run, make_secrets
+from tests.deploy.conftest import FILE, ROOT, Run, binary, make_secrets
 from workers.app import HARD_LIMIT_S, SOFT_LIMIT_S
 
 pytestmark = pytest.mark.deploy
@@ -60,6 +62,12 @@ def test_what_make_secrets_prints_is_what_compose_wants_in_its_env_file(compose:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_where_there_is_no_compose_the_checks_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AssertionError, match=r"Linux on x86-64 and Python 3\.11"):
+        binary()
+
+
 def test_prometheus_and_grafana_come_with_their_profile_only(compose: Run, passwords: Path) -> None:
     plain = compose("config", "--services", DEPLOY_SECRETS=str(passwords)).stdout.split()
     both = compose("--profile", "observe", "config", "--services", DEPLOY_SECRETS=str(passwords)).stdout.split()
@@ -71,6 +79,69 @@ def test_prometheus_and_grafana_come_with_their_profile_only(compose: Run, passw
 def service(request: pytest.FixtureRequest, services: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = services[request.param]
     return found
+
+
+def test_one_service_builds_the_image_that_the_others_share(services: dict[str, Any]) -> None:
+    """Compose builds side by side, and of two that export one tag one fails."""
+    assert [name for name in services if "build" in services[name]] == ["worker"]
+    for name in ("beat", "flower"):
+        assert services[name]["image"] == services["worker"]["image"]
+        assert services[name]["pull_policy"] == "never"  # nobody else's image of this name
+        assert "worker" in services[name]["depends_on"]  # `up --build beat` builds too
+
+
+def test_it_starts_on_a_machine_with_one_core_and_an_older_engine(service: dict[str, Any]) -> None:
+    assert float(service["deploy"]["resources"]["limits"]["cpus"]) <= 1  # more than there are is refused
+    assert "start_interval" not in service["healthcheck"]  # is of Docker Engine 25
+
+
+def documented() -> tuple[set[str], set[str]]:
+    """Return the variables that the documents name and that are no secrets: of the settings, of the engines."""
+    rows = re.findall(r"^\| `aicache_\w+` \| `(AICACHE_\w+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    engines = re.findall(r"^\| `(AICACHE_OPENAI_\w+)`", (ROOT / "docs/engines.md").read_text(), re.MULTILINE)
+    local = {"AICACHE_LLM_URL", "AICACHE_LLM_MODEL"}
+    secret = {"AICACHE_OPENAI_API_KEY", "AICACHE_OPENAI_API_KEY_FILE"}
+    return {*rows} - {"AICACHE_URL", "AICACHE_SECRET"}, ({*engines} | local) - secret
+
+
+def test_each_variable_of_the_documents_reaches_those_who_read_it_from_the_env_file(
+    compose: Run, passwords: Path, tmp_path: Path
+) -> None:
+    settings, engines = documented()
+    assert {"AICACHE_NAMESPACE", "AICACHE_PRICES"} <= settings
+    assert {"AICACHE_OPENAI_FALLBACK_MODEL", "AICACHE_OPENAI_EXTRA_BODY"} <= engines
+    said = {name: f'{{"the": "{name}"}}' for name in settings | engines}
+    lines = [f"{name}='{value}'\n" for name, value in said.items()]
+    (tmp_path / "env").write_text("".join([f"DEPLOY_SECRETS={passwords}\nAICACHE_ENGINE=local\n", *lines]))
+    done = compose("--env-file", str(tmp_path / "env"), "config", "--format", "json")
+    got = {name: service.get("environment") or {} for name, service in json.loads(done.stdout)["services"].items()}
+    assert got["worker"].items() >= (said | {"AICACHE_ENGINE": "local"}).items()
+    for name in ("beat", "flower"):
+        assert got[name].items() >= {one: said[one] for one in settings}.items()
+        assert not got[name].keys() & engines
+
+
+def test_nothing_is_set_that_the_env_file_does_not_set(services: dict[str, Any]) -> None:
+    settings, engines = documented()
+    assert {services["worker"]["environment"][name] for name in settings | engines} == {None}
+
+
+def test_a_web_application_finds_the_servers_network_by_the_name_in_the_guide(config: dict[str, Any]) -> None:
+    assert config["networks"]["data"]["name"] == "aicache-data"
+    assert "aicache-data: {external: true}" in (ROOT / "docs" / "deployment.md").read_text()
+
+
+def test_the_example_of_a_web_application_is_one_that_compose_takes(
+    compose: Run, passwords: Path, tmp_path: Path
+) -> None:
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    (example,) = re.findall(r"```yaml\n(services:\n.+?)```", textwrap.dedent(guide.replace("\n  ", "\n")), re.DOTALL)
+    (tmp_path / "web.yml").write_text(example)
+    done = compose("config", "--format", "json", file=tmp_path / "web.yml", DEPLOY_SECRETS=str(passwords))
+    assert done.returncode == 0, done.stderr
+    web = json.loads(done.stdout)["services"]["web"]
+    assert web["networks"].keys() == {"default", "aicache-data"}
+    assert {secret["source"] for secret in web["secrets"]} == {"broker_url", "cache_worker_url"}
 
 
 def test_each_service_has_a_health_check_that_ends(service: dict[str, Any]) -> None:
@@ -162,6 +233,12 @@ def test_a_server_has_room_beside_what_it_holds(services: dict[str, Any]) -> Non
     for name in ("broker", "cache"):
         held = int(flags(services[name]["command"])["maxmemory"].removesuffix("mb")) * 2**20
         assert int(services[name]["deploy"]["resources"]["limits"]["memory"]) >= 1.5 * held
+
+
+def test_another_namespace_has_logins_for_its_own_keys_only(tmp_path: Path) -> None:
+    acl = (make_secrets(tmp_path / "made", "--namespace", "shop") / "cache.acl").read_text()
+    patterns = set(re.findall(r" ~(\S+)", acl))
+    assert patterns == {"{shop:*", "{shop:s}:*", "{shop:??}:t:*"}
 
 
 def test_passwords_that_are_in_use_are_not_replaced(passwords: Path) -> None:

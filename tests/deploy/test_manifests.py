@@ -156,8 +156,12 @@ def test_beat_is_one_and_never_two_while_it_is_replaced() -> None:
     assert (workload("beat")["spec"]["replicas"], workload("beat")["spec"]["strategy"]) == (1, {"type": "Recreate"})
 
 
-def test_policies_name_components_that_there_are() -> None:
+def test_policies_name_components_that_there_are_and_let_clients_in() -> None:
     text = (FOLDER / "network-policy.yaml").read_text()
+    servers = next(one for one in everything() if one["metadata"]["name"] == "aicache-servers")
+    of_this_namespace = [peer["podSelector"]["matchLabels"] for peer in servers["spec"]["ingress"][0]["from"]]
+    assert of_this_namespace == [{"app.kubernetes.io/part-of": "aicache"}, {"aicache/is-client": "true"}]
+    assert '`aicache/is-client: "true"`' in (ROOT / "docs" / "deployment.md").read_text()
     named = {word for listed in re.findall(r"values: \[([\w, ]+)\]", text) for word in listed.split(", ")} | {"flower"}
     assert named == set(WORKLOADS)
 

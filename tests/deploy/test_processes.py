@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -39,6 +40,7 @@ IN_A_HURRY = {"AICACHE_ROLLUP_PERIOD_S": "1"}
 """The one thing that is not as in the file: beat asks for a roll-up each second, not each minute."""
 WATCHER = "user tests on nopass ~* &* +@all\n"
 """Asks each server what it refused."""
+GUIDE = (ROOT / "docs" / "deployment.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 CELERY_SHOWS = [
     ("worker", "report"),
@@ -85,7 +87,7 @@ class Deployment:
     def command(self, name: str) -> list[str]:
         """Return what the container would run: the image's entrypoint and the service's command."""
         words = [self._here(name, word) for word in self.services[name]["command"]]
-        if "build" not in self.services[name]:
+        if _is_server(name):
             return [*words, "--port", str(self.ports[name]), "--bind", "127.0.0.1", "--dir", "."]
         (entrypoint,) = re.findall(r"^ENTRYPOINT (.+)", DOCKERFILE, re.MULTILINE)
         return [*(self._here(name, word) for word in json.loads(entrypoint)), *words]
@@ -105,7 +107,7 @@ class Deployment:
         words = [self._here(name, word.replace("$$", "$")) for word in words]
         command = ["/bin/sh", "-c", *words] if kind == "CMD-SHELL" else words
         limit_s = seconds(self.services[name]["healthcheck"]["timeout"])
-        if "build" not in self.services[name]:
+        if _is_server(name):
             command = [command[0], "-p", str(self.ports[name]), *command[1:]]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self.folder}
         try:
@@ -144,10 +146,17 @@ class Deployment:
 
     def run(self, service: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command where the service runs, as ``docker compose run`` does."""
-        command = [str(ROOT / "deploy" / "with-secrets"), *words]
-        return subprocess.run(
-            command, env=self.environ(service), cwd=self.folder, capture_output=True, text=True, check=False, timeout=30
-        )
+        return self.exec(service, str(ROOT / "deploy" / "with-secrets"), *words)
+
+    def exec(self, service: str, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command where the service runs, as ``docker compose exec`` does, with a text for it to read."""
+        there = {"env": self.environ(service), "cwd": self.folder, "input": given}
+        return subprocess.run(words, **there, capture_output=True, text=True, check=False, timeout=30)
+
+    def of_the_guide(self, begins: str) -> list[list[str]]:
+        """Return what each command in the guide that begins so runs in the worker's container."""
+        lines = re.findall(rf"^ *{re.escape(begins)} (.+)$", GUIDE, re.MULTILINE)
+        return [shlex.split(self._here("worker", line.partition(" < ")[0])) for line in lines]
 
     def shown_by_flower(self) -> dict[str, str]:
         """Return what Flower's pages hold, by their paths, once it knows the worker's configuration."""
@@ -164,6 +173,10 @@ class Deployment:
         text = re.sub(r"/run/secrets/([\w.]+)", lambda m: str(self.secrets / (m[1] if m[1] in given else "x")), text)
         text = text.replace("/app/deploy", str(ROOT / "deploy")).replace("0.0.0.0", "127.0.0.1")
         return text.replace("--port=5555", f"--port={self.ports['flower']}")
+
+
+def _is_server(name: str) -> bool:
+    return name in ("broker", "cache")
 
 
 def _stand_ins(folder: Path) -> None:
@@ -242,6 +255,25 @@ def test_a_task_is_computed_once_and_counted_by_beat_and_shown_by_flower(deploym
     status, text = eventually(lambda: _with_hits(deployment))
     assert status == 200
     assert sample(text, "aicache_up") == 1
+
+
+def test_the_guide_s_command_sends_a_task_and_the_next_one_shows_its_answer(deployment: Deployment) -> None:
+    send, show = deployment.of_the_guide("docker compose exec worker")
+    sent = deployment.exec("worker", *send)
+    assert sent.returncode == 0, sent.stderr
+    shown = deployment.exec("worker", *(word.replace("THE_NUMBER", sent.stdout.strip()) for word in show))
+    assert shown.returncode == 0, shown.stderr
+    assert "'operation': 'summarize'" in shown.stdout
+
+
+@pytest.mark.parametrize("begins", ["docker compose exec -T worker", "kubectl exec --stdin deployment/worker --"])
+def test_an_operator_purges_by_the_guide_s_command(deployment: Deployment, begins: str) -> None:
+    ask(deployment)
+    (erase,) = deployment.of_the_guide(begins)
+    done = deployment.exec("worker", *erase, given=deployment.url("cache_admin_url"))
+    assert done.returncode == 0, done.stderr
+    with deployment.watch("cache") as client:
+        assert [key for key in client.scan_iter() if ":v1:summarize:" in key], "--dry-run"
 
 
 def _counted(found: Mapping[str, Any]) -> tuple[int, int]:
@@ -326,7 +358,8 @@ def test_a_health_check_tells_a_service_that_does_not_answer(deployment: Deploym
     finally:
         for name in names:
             deployment.running[name].send_signal(signal.SIGCONT)
-    eventually(lambda: all(map(deployment.is_healthy, ORDER)))
+    for name in ORDER:
+        eventually(lambda name=name: deployment.is_healthy(name), READY_S)
 
 
 def test_flower_does_not_start_without_a_login(deployment: Deployment) -> None:

@@ -127,6 +127,14 @@ def test_a_worker_may_finish_its_longest_task() -> None:
     assert float(Unit(FOLDER / "aicache-worker.service")["Service"]["TimeoutStopSec"]) > HARD_LIMIT_S
 
 
+def test_the_guide_gives_the_servers_acl_files_that_they_can_read() -> None:
+    """The folder of the secrets is root's alone, and Debian's servers run as users of their own."""
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    given = set(re.findall(r"^install -o redis .*/(\w+\.acl) (\S+) ", guide, re.MULTILINE))
+    assert given == {(f"{name}.acl", f"/etc/redis/{name}.acl") for name in ("broker", "cache")}
+    assert set(re.findall(r"aclfile (/\S+\.acl)", guide)) == {path for _, path in given}
+
+
 def test_what_listens_listens_on_this_machine_only() -> None:
     for name in NAMES:
         told = re.findall(r"--(?:address|host)=(\S+)", (FOLDER / name).read_text())
