@@ -51,6 +51,7 @@ class Shop(NamedTuple):
 def shop(valkey: EmbeddedServer, client: Any) -> Shop:
     """Two cached tasks and a plain one; `shout` has an answer of one call."""
     app = make_app(valkey.url)
+    app.conf.aicache_prices = {"version": "7", "currency": "USD", "models": {}}
 
     @app.task(
         shared=False,
@@ -159,7 +160,7 @@ class TestInvalidate:
     def test_one_call_goes_and_no_other(self, shop: Shop) -> None:
         shop.shout("other")
         text = shown(shop.app, "invalidate", "shout", *ARGS, "--yes")
-        took = r"its answer took [\d.]+ [mµ]?s, 40 tokens, a cost of 0.25"
+        took = r"its answer took [\d.]+ [mµ]?s, 40 tokens, a cost of 0.25 USD"
         assert re.fullmatch(rf"invalidated this call of shout \({took}\)\n", text)
         assert (shop.shout.cache.peek(SECRET), shop.shout.cache.peek("other") is None) == (None, False)
         assert "no answer was stored" in shown(shop.app, "invalidate", "shout", *ARGS, "--yes")
@@ -168,7 +169,9 @@ class TestInvalidate:
         shop.shout(SECRET)
         runtime_of(shop.app).cache.parts.outbox.flush()
         text = shown(shop.app, "invalidate", "--operation", "shout", "--yes")
-        assert re.fullmatch(r"invalidated every answer of shout \(1 hit saved .*, 40 tokens, a cost of 0.25\)\n", text)
+        assert re.fullmatch(
+            r"invalidated every answer of shout \(1 hit saved .*, 40 tokens, a cost of 0.25 USD\)\n", text
+        )
         assert shop.shout.cache.peek(SECRET) is None
 
     def test_a_tag_a_pattern_and_all_of_them_do_as_they_say(self, shop: Shop) -> None:
@@ -188,7 +191,7 @@ class TestInvalidate:
         runtime_of(shop.app).cache.parts.outbox.flush()
         found = read(shop.app, "invalidate", "--pattern", "*", "--yes")
         assert {"shout", "whisper", "loud"} <= set(found["invalidated"])
-        assert found["had_saved"]["hits"] == 1
+        assert (found["had_saved"]["hits"], found["currency"]) == (1, "USD")
         assert found["had_saved"]["tokens"] == {"tokens": 40}
         gone = read(shop.app, "invalidate", "shout", *ARGS, "--yes")
         assert (gone["was_stored"], gone["had_taken"]) == (False, None)

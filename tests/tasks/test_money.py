@@ -163,6 +163,8 @@ def check_views(app: Celery, totals: dict[str, Any]) -> None:
     command, now = read(app, "stats"), now_of(reader)
     tab = document(reader, Asked(ALL_TIME), now)
     assert command["currency"] == tab["currency"] == "USD"
+    spans = (["summaries"], ["summaries", "--compare", "1d"], ["top", "--by", "cost"])
+    assert [read(app, *arguments)["currency"] for arguments in spans] == ["USD"] * 3
     for view in (command, tab):
         rows = {row["operation"]: row for row in view["operations"]}
         for (ledger, operation), costs in COSTS.items():

@@ -157,7 +157,7 @@ def confirm(question: str, *, yes: bool) -> None:
         raise Nothing("nothing was changed")
 
 
-def worth(record: SummaryRecord) -> str:
+def worth(record: SummaryRecord, currency: str = "") -> str:
     """Return what the answers were good for so far.
 
     >>> worth(SummaryRecord("shout", "total", 0))
@@ -168,16 +168,16 @@ def worth(record: SummaryRecord) -> str:
     saved, tokens = record.saved, record.saved.tokens.total()
     parts = [duration(saved.compute_ns)]
     parts += [f"{number(tokens)} tokens"] if tokens else []
-    parts += [f"a cost of {money(saved.cost_micros / 1e6)}"] if saved.cost_micros else []
+    parts += [f"a cost of {money(saved.cost_micros / 1e6, currency)}"] if saved.cost_micros else []
     return f"{plural(record.hits, 'hit')} saved {', '.join(parts)}"
 
 
-def cost_of(entry: CacheEntry) -> str:
+def cost_of(entry: CacheEntry, currency: str = "") -> str:
     """Return what it took to compute a stored answer."""
     tokens = sum((entry.usage or {}).values())
     parts = [duration(entry.compute_s * 1e9)]
     parts += [f"{number(tokens)} tokens"] if tokens else []
-    parts += [f"a cost of {money(entry.cost)}"] if entry.cost else []
+    parts += [f"a cost of {money(entry.cost, currency)}"] if entry.cost else []
     return ", ".join(parts)
 
 

@@ -93,20 +93,21 @@ def invalidate(
         plan = _matching(ctx, pattern)
     else:
         plan = _renewing(ctx, operation, tag)
-    confirm(f"Invalidate {_described(plan)}?", yes=yes)
+    currency = runtime_of(loaded(ctx)).settings.currency
+    described = _described(plan, currency)
+    confirm(f"Invalidate {described}?", yes=yes)
     done = plan.do()
     if as_json:
-        echo_json({"invalidated": list(plan.names), "was_stored": done if task else None} | _worth_json(plan))
+        said = {"invalidated": list(plan.names), "was_stored": done if task else None, "currency": currency}
+        echo_json(said | _worth_json(plan))
         return
-    screen_of(ctx).line(
-        f"invalidated {_described(plan)}" if done is not False else "no answer was stored for this call"
-    )
+    screen_of(ctx).line(f"invalidated {described}" if done is not False else "no answer was stored for this call")
 
 
-def _described(plan: Plan) -> str:
+def _described(plan: Plan, currency: str) -> str:
     if plan.entry is not None:
-        return f"{plan.what} (its answer took {cost_of(plan.entry)})"
-    return plan.what if plan.record is None else f"{plan.what} ({worth(plan.record)})"
+        return f"{plan.what} (its answer took {cost_of(plan.entry, currency)})"
+    return plan.what if plan.record is None else f"{plan.what} ({worth(plan.record, currency)})"
 
 
 def _worth_json(plan: Plan) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def summaries(
         records, kind = list(found.values()), "span"
     if as_json:
         data = {"resolution": kind, "by": list(by), "rows": rows.as_json(rows.rows_of(records, by), by)}
-        echo_json(span_json(span, covered) | data)
+        echo_json(span_json(span, covered, reader.settings.currency) | data)
     elif not records:
         nothing_yet(ctx, reader)
     else:
@@ -171,11 +171,12 @@ def title_of(span: Span) -> str:
     return f"{start} to {end.removeprefix(start[:11])} UTC"
 
 
-def span_json(span: Span, covered: Cover) -> dict[str, Any]:
+def span_json(span: Span, covered: Cover, currency: str) -> dict[str, Any]:
     return {
         "since": iso(span.start_s),
         "until": iso(span.end_s),
         "covers": {"since": iso(covered.span.start_s), "until": iso(covered.span.end_s)},
+        "currency": currency,
     }
 
 
@@ -190,7 +191,8 @@ def _compare(
     changes = {name: compare(_record(now, name), _record(before, name)) for name in operations}
     overall = compare(total_of(now.records.values()), total_of(before.records.values()))
     if as_json:
-        echo_json(_compared_json(span, now, before, changes, overall))
+        data = _compared_json(before, changes, overall)
+        echo_json(span_json(span, now.cover, reader.settings.currency) | data)
         return
     if not changes:
         nothing_yet(ctx, reader)
@@ -206,11 +208,11 @@ def _record(merged: Merged, name: str) -> SummaryRecord:
 
 
 def _compared_json(
-    span: Span, now: Merged, before: Merged, changes: Mapping[str, Sequence[Change]], overall: Sequence[Change]
+    before: Merged, changes: Mapping[str, Sequence[Change]], overall: Sequence[Change]
 ) -> dict[str, Any]:
     covers = {"since": iso(before.cover.span.start_s), "until": iso(before.cover.span.end_s)}
     rows_ = [{"operation": name, "figures": _changes_json(of)} for name, of in changes.items()]
-    return span_json(span, now.cover) | {"before": covers, "all": _changes_json(overall), "rows": rows_}
+    return {"before": covers, "all": _changes_json(overall), "rows": rows_}
 
 
 def _changes_json(changes: Sequence[Change]) -> dict[str, Any]:

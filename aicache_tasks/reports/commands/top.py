@@ -81,7 +81,7 @@ def top(
     found = top_of(records, by, limit)
     if as_json:
         top_rows = [{"operation": r.operation, by: value} | rows.figures_json(r) for r, value in found]
-        echo_json(span_json(span, merged.cover) | {"by": by, "rows": top_rows})
+        echo_json(span_json(span, merged.cover, reader.settings.currency) | {"by": by, "rows": top_rows})
     elif not found:
         _nothing_of(total_of(records), by)
         nothing_yet(ctx, reader)
