@@ -225,6 +225,14 @@ def cut(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def cut_unseen(handler: Handler) -> None:
+    """Say no length, and close in the middle of the body."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n")
+    body = json.dumps(handler.completion()).encode()
+    handler.wfile.write(body[: len(body) // 2])
+    handler.close_connection = True
+
+
 def delay(seconds: float) -> Behaviour:
     def behave(handler: Handler) -> None:
         if not handler.provider.wait(seconds):

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from aicache_tasks.errors import SettingsError
+from aicache_tasks.work import Work
 from workers.articles import ARTICLES
 from workers.engines import load_engine
 from workers.engines.base import NO_ANSWER, Completion, EmptyReply, EngineRequest, TruncatedReply, UnparsableReply
@@ -94,6 +96,24 @@ def test_the_tokens_of_all_requests_are_counted() -> None:
     request = make_request("key_points", ARTICLE.text, value=3)
     completion = LocalEngine(Model("One.", "Two.", "Three.")).complete(request)
     assert completion.usage == {"input_tokens": 30, "output_tokens": 6}
+
+
+def test_the_tokens_of_the_parts_before_an_error_are_annotated() -> None:
+    class Failing(Model):
+        def complete(self, request: EngineRequest) -> Completion:
+            if len(self.asked) == 2:
+                raise SoftTimeLimitExceeded
+            return super().complete(request)
+
+    work, question = Work(), json.dumps({"question": "Who paid?"})
+    with pytest.raises(SoftTimeLimitExceeded):
+        work.run(LocalEngine(Failing("One.")).complete, (make_request("key_points", ARTICLE.text, value=3),), {})
+    assert (work.model, work.usage) == ("m-1", {"input_tokens": 20, "output_tokens": 4})
+
+    work, request = Work(), make_request("questions", ARTICLE.text, value=3)
+    with pytest.raises(UnparsableReply):  # found when all parts are put together
+        work.run(LocalEngine(Model(question, question, "Who paid?")).complete, (request,), {})
+    assert work.usage == {"input_tokens": 30, "output_tokens": 6}
 
 
 @pytest.mark.parametrize("operation", ["summarize", "key_points", "qa"])

@@ -25,6 +25,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from aicache_tasks.errors import MissingExtraError, SettingsError
 from aicache_tasks.testing import EmbeddedServer
+from aicache_tasks.work import Work
 from tests import provider as stub
 from tests import test_workers_tasks
 from tests.cluster.nodes import ROOT, WorkerProcess
@@ -47,7 +48,7 @@ from workers.engines.base import (
 from workers.engines.openai import OpenAIEngine
 from workers.engines.openai_reply import completion_of
 from workers.engines.openai_settings import OpenAISettings, settings_from, variables
-from workers.engines.retrying import backoff_s, retry_after_s
+from workers.engines.retrying import AttemptFailed, backoff_s, retry_after_s
 from workers.operations import PROMPT_VERSIONS, make_request
 
 TEXT, QUESTION = ARTICLES[0].text, ARTICLES[0].question
@@ -392,12 +393,11 @@ class TestWhatIsSent:
         }
 
     def test_a_text_that_cannot_be_encoded_is_an_error_that_does_not_hold_it(
-        self, in_force: Callable[..., OpenAIEngine], provider: Provider
+        self, make: Callable[..., OpenAIEngine], provider: Provider
     ) -> None:
         """JSON can hold half a surrogate pair, UTF-8 cannot."""
-        in_force()
         with pytest.raises(RejectedRequest, match="cannot be encoded") as caught:
-            tasks.summarize(f"{TEXT} \ud800")
+            make().complete(request()._replace(prompt=f"{TEXT} \ud800"))
         assert "Ostermere" not in f"{caught.value!r} {traceback.format_exception(caught.value)}"
         assert provider.asked == []
 
@@ -412,6 +412,7 @@ class TestWhatIsSent:
             {"max_output_tokens": 9},
             {"json_schema": False},
             {"extra_body": {"top_k": 1}},
+            {"answered_by": "m*"},
         ],
     )
     def test_what_changes_answers_changes_the_identity(self, changed: Mapping[str, Any]) -> None:
@@ -441,6 +442,26 @@ class TestSchema:
         with pytest.raises(RejectedRequest, match="status 400, about temperature"):
             make().complete(request("sentiment"))
         assert len(provider.asked) == 1
+
+    @pytest.mark.parametrize("status", [429, 500, 501, 503])
+    def test_a_server_that_fails_has_not_refused_it_whatever_it_says(
+        self, make: Callable[..., OpenAIEngine], provider: Provider, status: int
+    ) -> None:
+        provider.then.append(stub.error(status, message="json_schema overloaded, try later"))
+        engine = make()
+        for _ in range(2):
+            engine.complete(request("sentiment"))
+        assert ["response_format" in asked.body for asked in provider.asked] == [True, True, True]
+
+    def test_it_is_asked_for_again_where_the_plain_request_is_refused_too(
+        self, make: Callable[..., OpenAIEngine], provider: Provider
+    ) -> None:
+        provider.then.extend([stub.error(400, message="too long: json_schema ...")] * 2)
+        engine = make(retries=0)
+        with pytest.raises(RejectedRequest):
+            engine.complete(request("sentiment"))
+        engine.complete(request("sentiment"))
+        assert ["response_format" in asked.body for asked in provider.asked] == [True, False, True]
 
     def test_it_can_be_switched_off(self, make: Callable[..., OpenAIEngine], provider: Provider) -> None:
         make(json_schema=False).complete(request("sentiment"))
@@ -742,9 +763,56 @@ class TestFallback:
         assert "substitute" not in tasks.summarize(TEXT)["metadata"]
         assert tasks.summarize.cache.peek(TEXT).model == f"{MODEL}-2026-01-01"
 
+    @pytest.mark.parametrize("name", [None, f"{MODEL}{'x' * 200}", f"{MODEL}\n"], ids=["none", "long", "unprintable"])
+    def test_an_answer_that_does_not_say_whose_it_is_is_not_kept_where_that_matters(
+        self, in_force: Callable[..., OpenAIEngine], provider: Provider, name: str | None
+    ) -> None:
+        in_force(answered_by=f"{MODEL}*")
+        provider.then.append(stub.good(model=name))
+        assert tasks.summarize(TEXT)["metadata"]["substitute"] is True
+        assert tasks.summarize.cache.peek(TEXT) is None
+
+
+class TestSpent:
+    """What a reply took that is no answer is spent all the same."""
+
+    @pytest.mark.parametrize(
+        "reply",
+        [stub.good(choices=[]), stub.good(error={"message": "x"}), stub.good(choices=[{"text": "x"}])],
+        ids=["no choices", "error", "another shape"],
+    )
+    @pytest.mark.parametrize("fallback", [None, FALLBACK])
+    def test_the_tokens_of_a_reply_that_is_no_completion_are_annotated(
+        self, make: Callable[..., OpenAIEngine], provider: Provider, reply: Behaviour, fallback: str | None
+    ) -> None:
+        failing = MODEL if fallback is None else fallback
+        provider.by_model = {MODEL: stub.error(500), failing: reply}
+        work = Work()
+        with pytest.raises(EngineError):
+            work.run(make(fallback_model=fallback, retries=0).complete, (request(),), {})
+        expected = {"input_tokens": 812, "cached_input_tokens": 512, "output_tokens": 96}
+        assert (work.model, work.usage) == (f"{failing}{stub.DATE}", expected)
+
+    def test_those_of_an_answer_are_left_to_who_gets_it(
+        self, make: Callable[..., OpenAIEngine], provider: Provider
+    ) -> None:
+        work = Work()
+        assert work.run(make().complete, (request(),), {}).usage
+        assert work.usage is None
+
 
 class TestReply:
     """What is made of a reply's parts that no error hangs on."""
+
+    def test_all_that_is_only_the_beginning_of_a_completion_ends_too_early(self) -> None:
+        body = json.dumps(
+            {"choices": [{"message": {"content": "é\n"}}], "model": "m", "usage": None, "x": [-1.5e-3, True]},
+            ensure_ascii=False,
+        ).encode()
+        for size in range(len(body)):
+            with pytest.raises(AttemptFailed) as caught:
+                completion_of("summarize", "m", body[:size])
+            assert (type(caught.value.error), caught.value.again) == (Unavailable, True)
 
     @pytest.mark.parametrize(
         ("usage", "expected"),

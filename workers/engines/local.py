@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from aicache_tasks import annotate
 from aicache_tasks.errors import SettingsError
 from workers.engines import extractive
 from workers.engines.base import NO_ANSWER, Completion, Engine, EngineError, EngineRequest, UnparsableReply
@@ -92,26 +93,40 @@ class LocalEngine:
         self.sampling: Mapping[str, Any] = MappingProxyType({**asked.sampling, "picks": picks, "version": VERSION})
 
     def complete(self, request: EngineRequest) -> Completion:
-        """Answer *request*; raises what the engine behind raises."""
+        """Answer *request*; raises what the engine behind raises.
+
+        What the parts of it took that came before an error is annotated.
+        """
         plan = _PLANS[request.operation](request, extractive.split(request.text))
         replies: list[Completion] = []
+        try:
+            return self._joined(self._ask(request, plan, replies), replies)
+        except BaseException:
+            if replies:
+                annotate(model=replies[-1].model, usage=_usage(replies))
+            raise
+
+    def _ask(self, request: EngineRequest, plan: _Plan, replies: list[Completion]) -> _Plan:
+        """Fill *replies* up to a bad one; return what to make of them."""
         for prompt, schema in plan.asked:
             replies.append(self._asked.complete(request._replace(system=_SYSTEM, prompt=prompt, schema=schema)))
             if not _is_usable(request, replies[-1]):
-                plan = plan._replace(join=lambda texts: texts[-1])  # one bad part makes a bad whole: it is told by it
-                break
-        return self._joined(plan, replies)
+                return plan._replace(join=lambda texts: texts[-1])  # one bad part makes a bad whole: it is told by it
+        return plan
 
     def _joined(self, plan: _Plan, replies: Sequence[Completion]) -> Completion:
         if not replies:
             return Completion(plan.join([]), None, self.model, "stop")
-        usage = {
-            name: sum((reply.usage or {}).get(name, 0) for reply in replies)
-            for name in dict.fromkeys(name for reply in replies for name in reply.usage or ())
-        }
         text = plan.join([reply.text for reply in replies])
         substitute = any(reply.substitute for reply in replies)
-        return replies[-1]._replace(text=text, usage=usage or None, substitute=substitute)
+        return replies[-1]._replace(text=text, usage=_usage(replies) or None, substitute=substitute)
+
+
+def _usage(replies: Sequence[Completion]) -> dict[str, int]:
+    return {
+        name: sum((reply.usage or {}).get(name, 0) for reply in replies)
+        for name in dict.fromkeys(name for reply in replies for name in reply.usage or ())
+    }
 
 
 def _is_usable(request: EngineRequest, reply: Completion) -> bool:

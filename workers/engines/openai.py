@@ -13,14 +13,14 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from aicache_tasks import annotate
 from aicache_tasks.errors import MissingExtraError
 from workers.engines.base import Completion, EngineError, EngineRequest, Unavailable, UnknownModel
 from workers.engines.deadline import deadline_within
-from workers.engines.openai_reply import SchemaRefused, completion_of
+from workers.engines.openai_reply import SchemaRefused, completion_of, paid_for
 from workers.engines.openai_settings import OpenAISettings, settings_from
 from workers.engines.retrying import AttemptFailed, with_retries
 
@@ -54,6 +54,8 @@ class OpenAIEngine:
                 "max_output_tokens": settings.max_output_tokens,
                 "json_schema": settings.json_schema,
                 "extra_body": settings.extra_body,
+                # Without it keys stay as they are; with it what was kept before is not used: it may be another model's.
+                **({} if settings.answered_by is None else {"answered_by": settings.answered_by}),
             }
         )
         self._clients: dict[int, Client] = {}
@@ -64,6 +66,8 @@ class OpenAIEngine:
 
     def complete(self, request: EngineRequest) -> Completion:
         """Answer *request*; ``substitute`` is set if it was not the model of the key that answered.
+
+        What a reply took that is no answer is annotated.
 
         Raises:
             EngineError: there is no answer; when it is because of time, before the task's soft limit.
@@ -93,10 +97,7 @@ class OpenAIEngine:
             raise error from second
 
     def _answer(self, request: EngineRequest, model: str, deadline: float) -> Completion:
-        completion = with_retries(lambda: self._attempt(request, model, deadline), self.settings.retries, deadline)
-        pattern = self.settings.answered_by
-        swapped = pattern is not None and not fnmatchcase(completion.model, pattern)
-        return completion._replace(substitute=True) if swapped else completion
+        return with_retries(lambda: self._attempt(request, model, deadline), self.settings.retries, deadline)
 
     def _attempt(self, request: EngineRequest, model: str, deadline: float) -> Completion:
         """Ask once; by a schema first, unless the server has refused one for *model*."""
@@ -107,9 +108,14 @@ class OpenAIEngine:
         except SchemaRefused:
             if schema is None:
                 raise
-            self._without_schema.add(model)
             reply = self._send(request, model, None, ends)
-        return completion_of(request.operation, model, reply)
+            self._without_schema.add(model)
+        try:
+            return completion_of(request.operation, model, reply, self.settings.answered_by)
+        except EngineError:
+            named, usage = paid_for(reply)
+            annotate(model=named or model, usage=usage)
+            raise
 
     def _send(self, request: EngineRequest, model: str, schema: Mapping[str, Any] | None, ends: float) -> bytes:
         client = self._client()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
@@ -44,7 +45,7 @@ _CODES: Final = frozenset(
 _PARAMS: Final = frozenset(
     {"max_completion_tokens", "max_tokens", "messages", "model", "response_format", "seed", "temperature"}
 )
-_UNABLE: Final = frozenset({400, 415, 422, 500, 501})
+_UNABLE: Final = frozenset({400, 422})
 _FORMAT: Final = re.compile(r"response_format|json_schema", re.IGNORECASE)
 _THOUGHTS: Final = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 _MAX_MODEL_CHARS: Final = 200
@@ -70,22 +71,34 @@ class _Choice(msgspec.Struct):
     finish_reason: Any = None
 
 
-class _Reply(msgspec.Struct):
-    choices: list[_Choice] | None = None
+class _Paid(msgspec.Struct):
     model: Any = None
     usage: Any = None
+
+
+class _Reply(_Paid):
+    choices: list[_Choice] | None = None
     error: Any = None
 
 
-def completion_of(operation: str, asked: str, body: bytes) -> Completion:
-    """Return what *body*, a reply with status 200, says; *asked* is the model that was asked.
+def completion_of(operation: str, asked: str, body: bytes, answered_by: str | None = None) -> Completion:
+    """Return what *body*, a reply with status 200, says.
+
+    Args:
+        operation: such as ``summarize``.
+        asked: the model that was asked.
+        body: of the reply.
+        answered_by: pattern of models; an answer of another, or of one that the reply does not name, is a substitute.
 
     Raises:
+        AttemptFailed: it ends too early.
         UnparsableReply, EmptyReply, FailedReply: it is no completion, has no choice, or says that it failed.
     """
     try:
         reply = msgspec.json.decode(body, type=_Reply)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if _ends_early(error, body):
+            raise AttemptFailed(Unavailable(operation, "the server's reply ends too early"), again=True) from None
         raise UnparsableReply(operation, "the server's reply is not a chat completion") from None
     if reply.error:
         raise FailedReply(operation, "the server replied with an error under status 200")
@@ -95,7 +108,28 @@ def completion_of(operation: str, asked: str, body: bytes) -> Completion:
         raise EmptyReply(operation, "no choices")
     choice = reply.choices[0]
     text = _THOUGHTS.sub("", choice.message.content or "", count=1)
-    return Completion(text, _usage(reply.usage), _model(reply.model, asked), _finish_reason(choice))
+    model = _model(reply.model)
+    swapped = answered_by is not None and (model is None or not fnmatchcase(model, answered_by))
+    return Completion(text, _usage(reply.usage), model or asked, _finish_reason(choice), swapped)
+
+
+def paid_for(body: bytes) -> tuple[str | None, dict[str, int] | None]:
+    """Return the model and the tokens that *body* tells of, also if it is no completion.
+
+    >>> paid_for(b'{"choices": [], "model": "m", "usage": {"prompt_tokens": 9}}')
+    ('m', {'input_tokens': 9})
+    """
+    try:
+        reply = msgspec.json.decode(body, type=_Paid)
+    except (ValueError, RecursionError):
+        return None, None
+    return _model(reply.model), _usage(reply.usage)
+
+
+def _ends_early(error: Exception, body: bytes) -> bool:
+    """Return whether *body* is the beginning of JSON: a server that says no length can be cut off unseen."""
+    said = str(error)
+    return said == "Input data was truncated" or said.endswith(f"(byte {len(body)})")
 
 
 def _finish_reason(choice: _Choice) -> FinishReason:
@@ -105,10 +139,10 @@ def _finish_reason(choice: _Choice) -> FinishReason:
     return _FINISHED.get(given, "error") if isinstance(given, str) else "error"
 
 
-def _model(given: Any, asked: str) -> str:
-    """Return the name of the model that answered, *asked* if the reply has none that can be used."""
+def _model(given: Any) -> str | None:
+    """Return the name of the model that answered, None if the reply has none that can be used."""
     usable = isinstance(given, str) and 0 < len(given) <= _MAX_MODEL_CHARS and given.isprintable()
-    return str(given) if usable else asked
+    return str(given) if usable else None
 
 
 def _usage(given: Any) -> dict[str, int] | None:
