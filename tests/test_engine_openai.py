@@ -557,6 +557,7 @@ class TestRetries:
             ("", None),
             ("Thu, 01 Jan 1970 00:00:30 GMT", 20.0),
             ("Thu, 01 Jan 1970 00:00:05 GMT", 0.0),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", 31_536_000.0),
             ("Thu, 99 Foo 1970 00:00:05 GMT", None),
         ],
     )
@@ -837,9 +838,36 @@ class TestReply:
     def test_a_model_that_is_no_name_is_the_one_that_was_asked(self, given: Any) -> None:
         assert self.completion(model=given).model == "asked"
 
-    def test_thoughts_before_an_answer_are_no_part_of_it(self) -> None:
-        choice = {"message": {"content": "<think>Let me see.</think>\n\nIt rained."}, "finish_reason": "stop"}
-        assert self.completion(choices=[choice]).text == "It rained."
+    @pytest.mark.parametrize(
+        "thoughts",
+        [
+            "<think>Let me see.</think>\n\n",
+            " \n<think>\n\n</think>\n<THINKING>I see.</THINKING>",
+            "[THINK]Let me see.[/THINK]",
+            "Okay, the user wants a summary.\n</think>\n\n",
+            "Okay.</think>\r\n",
+            "<think>It says <think>so</think> there.\n</think>\n",
+            "</think>\n\n",
+        ],
+    )
+    def test_thoughts_before_an_answer_are_no_part_of_it(self, thoughts: str) -> None:
+        assert self.text_of(f"{thoughts}It rained.") == "It rained."
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "The model wraps its reasoning in <think> and </think> tags.",
+            "It ends its thoughts with </think>\n- and then answers.",
+            "- It writes `</think>`\n- It answers.",
+            "Okay. </think> It rained.",
+            "<think>Okay, the user wants a summary.",
+        ],
+    )
+    def test_a_tag_that_ends_no_thoughts_for_sure_is_left_for_the_operation_to_judge(self, text: str) -> None:
+        assert self.text_of(text) == text
+
+    def text_of(self, content: str) -> str:
+        return self.completion(choices=[{"message": {"content": content}, "finish_reason": "stop"}]).text
 
     def completion(self, **changed: Any) -> Completion:
         choice = {"message": {"content": "It rained."}, "finish_reason": "stop"}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from workers.engines.base import (
     UnknownModel,
     UnparsableReply,
 )
+from workers.engines.openai_reply import completion_of
 from workers.operations import (
     OPTIONS,
     PROMPT_VERSIONS,
@@ -76,6 +79,13 @@ class TestLimits:
     def test_the_defaults_are_a_hundred_words_and_five_lines(self) -> None:
         assert [OPTIONS[o].default for o in ("summarize", "key_points", "questions")] == [100, 5, 5]
 
+    @pytest.mark.parametrize(("text", "question"), [("s3cret \ud800 rained all day", "q?"), (TEXT, "s3cret \udfff?")])
+    def test_half_of_a_surrogate_pair_which_cannot_be_sent_is_an_input_error(self, text: str, question: str) -> None:
+        with pytest.raises(InputError, match="surrogate") as caught:
+            make_request("qa", json.loads(json.dumps(text)), question)
+        assert caught.value.field == ("question" if text == TEXT else "text")
+        assert "cret" not in repr(caught.value)
+
     def test_no_error_quotes_the_text_or_the_question(self) -> None:
         for text, question in (("secret", "q"), ("s3cret" * 2000, "q"), (TEXT, "s3cret" * 200)):
             with pytest.raises(InputError) as caught:
@@ -113,7 +123,7 @@ class TestReplies:
             "operation": "summarize",
             "success": True,
             "result": "The mill closed.",
-            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 1},
+            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 2},
         }
 
     @pytest.mark.parametrize(("operation", "reply"), [("summarize", "x" * 9), ("qa", "May.")])
@@ -130,8 +140,28 @@ class TestReplies:
         assert found == ["The mill closed.", "-5 degrees", "3.5 million was lost", "plain"]
 
     def test_questions_lose_their_numbers_and_header_and_are_cut(self) -> None:
-        reply = "Questions:\n1. Who?\n2) 3.5 of what?\n 10. 1989 was which year?\n- Why?"
+        reply = "Questions:\n1. Who?\n2) 3.5 of what?\n 3. 1989 was which year?\n- Why?"
         assert answered("questions", reply, value=3)["questions"] == ["Who?", "3.5 of what?", "1989 was which year?"]
+
+    @pytest.mark.parametrize("operation", ["key_points", "questions"])
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            [
+                "Sales rose 5 - 7 percent in May.",
+                "The war ended in 1945. Peace came.",
+                "Berlin - the capital - is big.",
+            ],
+            ["5 - 7 percent were lost.", "1945. was the last year.", "12. May was cold.", "3.5 million left."],
+            ["1: What happened in 1945. and why?", "Who - if anyone - won?", "-5 degrees is what?"],
+            ["1. May is a holiday.", "12. May is none."],
+        ],
+    )
+    def test_what_looks_like_a_marker_but_is_content_is_kept(self, operation: str, lines: list[str]) -> None:
+        assert answered(operation, "\n".join(lines))[operation] == lines
+        assert answered(operation, "\n".join(f"- {line}" for line in lines))[operation] == lines
+        numbered = "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
+        assert answered(operation, numbered)[operation] == lines
 
     @pytest.mark.parametrize("operation", ["key_points", "questions"])
     def test_a_list_without_lines_is_an_error(self, operation: str) -> None:
@@ -166,6 +196,8 @@ class TestReplies:
                     {"confidence": float("inf")},
                     {"explanation": " "},
                     {"explanation": None},
+                    {"explanation": "\u200b"},
+                    {"explanation": "Jobs \ud800 were lost."},
                 )
             ),
         ],
@@ -174,7 +206,24 @@ class TestReplies:
         with pytest.raises(UnparsableReply):
             answered("sentiment", reply)
 
-    @pytest.mark.parametrize("reply", [NO_ANSWER, f" {NO_ANSWER}.\n", f"`{NO_ANSWER}`"])
+    def test_a_fence_within_an_explanation_is_part_of_it(self) -> None:
+        mood = {**MOOD, "explanation": "It says ``` twice: ```."}
+        assert answered("sentiment", json.dumps(mood))["sentiment"] == mood
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            NO_ANSWER,
+            f" {NO_ANSWER}.\n",
+            f"`{NO_ANSWER}`",
+            f"{NO_ANSWER} - the text does not say",
+            f"The text does not say. {NO_ANSWER}",
+            f"I'm sorry, but I cannot answer this from the text: _{NO_ANSWER}_",
+            "No_Answer",
+            "NO\\_ANSWER",
+            "No answer.",
+        ],
+    )
     def test_a_question_without_an_answer_is_marked_and_not_complete(self, reply: str) -> None:
         response = answered("qa", reply)
         assert (response["success"], response["result"]) == (False, None)
@@ -191,10 +240,26 @@ class TestReplies:
             ("A whole and good reply.", "error", FailedReply),
             ("A whole and good reply.", "tool_calls", FailedReply),
             (" \n", "stop", EmptyReply),
+            ("\u200b" * 20, "stop", EmptyReply),
+            ("\u2060\ufe0f\u00ad\u2800\u3164" * 5, "stop", EmptyReply),
+            ("A whole reply and \ud800.", "stop", UnparsableReply),
+            ("A whole reply. " * 7000, "stop", UnparsableReply),
+            ("<think>Okay, the user wants", "stop", TruncatedReply),
+            ("<think>Okay, the user wants", "content_filter", RefusedReply),
+            ("Okay. </think> The mill closed.", "stop", UnparsableReply),
             ("I'm sorry, but I can't help with that.", "stop", RefusedReply),
             ("As an AI language model, I cannot judge this.", "stop", RefusedReply),
             ("I cannot assist with this request.", "stop", RefusedReply),
             ("I’m unable to answer this.", "stop", RefusedReply),
+            ("I cannot provide a summary of this content.", "stop", RefusedReply),
+            ("I can't provide you with any information.", "stop", RefusedReply),
+            ("I'm unable to process this.", "stop", RefusedReply),
+            ("**I am not able to summarize the text.**", "stop", RefusedReply),
+            ("I will not engage with this topic.", "stop", RefusedReply),
+            ("I must decline to answer that question. ", "stop", RefusedReply),
+            ("Sorry, but that request violates our policy.", "stop", RefusedReply),
+            ("This request goes against our guidelines.", "stop", RefusedReply),
+            ("\"I'm sorry, but I can't help with that.\"", "stop", RefusedReply),
         ],
     )
     def test_a_failed_truncated_empty_or_refused_reply_is_an_error(
@@ -210,6 +275,13 @@ class TestReplies:
             "Unfortunately the town cannot pay for the bridge.",
             "The author says: I can't help but wonder.",
             "Sorry sights met the visitors, who could not enter.",
+            "I cannot provide for my family, the miner writes.",
+            "I am unable to process my grief, the widow writes.",
+            "I must decline the offer, the king replies.",
+            "Unfortunately the text of the treaty violates the law.",
+            "The request violates the law, the court finds.",
+            "“I cannot discuss this,” the minister said.",
+            '- "I can\'t answer that question," she said.',
         ],
     )
     def test_a_summary_about_sad_things_is_no_refusal(self, reply: str) -> None:
@@ -220,6 +292,60 @@ class TestReplies:
         request = make_request("summarize", text)
         response = make_response(request, Completion(text[:67] + "said.", None, "m", "stop"), "stub")
         assert is_complete(response)
+
+    def test_a_quotation_may_differ_in_quotation_marks_and_breaks(self) -> None:
+        text = 'He wrote: "I’m sorry, but\nI can’t help you with the roof." He left.'
+        request = make_request("summarize", text)
+        reply = "I'm sorry, but I can't help you with the roof."
+        assert is_complete(make_response(request, Completion(reply, None, "m", "stop"), "stub"))
+
+    def test_an_explanation_that_refuses_is_no_mood(self) -> None:
+        with pytest.raises(RefusedReply):
+            answered("sentiment", json.dumps({**MOOD, "explanation": "I cannot judge this text."}))
+
+    def test_tags_of_thoughts_are_an_answer_where_the_text_speaks_of_them(self) -> None:
+        request = make_request("summarize", "Such models put their thoughts between <think> and </think> first.")
+        reply = "Thoughts stand between <think> and </think>."
+        assert make_response(request, Completion(reply, None, "m", "stop"), "stub")["result"] == reply
+
+    def test_characters_that_take_no_room_do_not_make_a_summary_longer(self) -> None:
+        with pytest.raises(UnparsableReply):
+            answered("summarize", "Short." + "\u200b" * 20)
+
+    @pytest.mark.parametrize("operation", ["key_points", "sentiment", "qa"])
+    @pytest.mark.parametrize(
+        ("start", "repeated", "end"),
+        [
+            ("x", " ", "y"),
+            ("", "<think>", ""),
+            ("", "<think></think>", ""),
+            ("", "</think>", ""),
+            ("```", "\n", "x"),
+            ("", "```\n", ""),
+            ("", "- ", "x"),
+            ("", "I can't ", "x"),
+            ("sorry ", "i ", "x"),
+            ('"', "*", "x"),
+            ("", "1. x\n", ""),
+            ('{"sentiment": ', "[", ""),
+        ],
+    )
+    def test_the_time_to_read_a_reply_grows_with_its_length_alone(
+        self, operation: str, start: str, repeated: str, end: str
+    ) -> None:
+        def took_s(chars: int) -> float:
+            completion = Completion(start + repeated * (chars // len(repeated)) + end, None, "m", "stop")
+            body = json.dumps({"choices": [{"message": {"content": completion.text}, "finish_reason": "stop"}]})
+            return min(self.reading_s(operation, completion, body.encode()) for _ in range(3))
+
+        assert took_s(40_000) < 8 * took_s(10_000) + 0.02
+
+    def reading_s(self, operation: str, completion: Completion, body: bytes) -> float:
+        request, began = request_for(operation), time.thread_time()
+        completion_of(operation, "m", body)
+        with contextlib.suppress(EngineError):
+            make_response(request, completion, "stub")
+        return time.thread_time() - began
 
     def test_two_runs_with_the_same_reply_are_equal(self) -> None:
         assert answered("summarize", "The mill closed.") == answered("summarize", "The mill closed.")

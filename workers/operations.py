@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -26,16 +25,28 @@ from workers.engines.base import (
     TruncatedReply,
     UnparsableReply,
 )
+from workers.engines.thoughts import begins_with_thoughts, names_thoughts
+from workers.wording import (
+    can_be_seen,
+    has_surrogates,
+    is_refusal,
+    lines_of,
+    says_no_answer,
+    shown_chars,
+    without_fence,
+)
 
 MIN_TEXT_CHARS: Final = 10
 MAX_TEXT_CHARS: Final = 10_000
 MAX_QUESTION_CHARS: Final = 1_000
 MIN_SUMMARY_CHARS: Final = 10
 MIN_ANSWER_CHARS: Final = 5
+MAX_REPLY_CHARS: Final = 100_000
+"""Ten times the longest text: what is longer answers nothing, and takes time to read."""
 SENTIMENTS: Final = ("positive", "negative", "neutral", "mixed")
 
 PROMPT_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"summarize": 1, "sentiment": 1, "key_points": 1, "questions": 1, "qa": 1}
+    {"summarize": 2, "sentiment": 2, "key_points": 2, "questions": 2, "qa": 2}
 )
 """Part of the cache key: raise an operation's number whenever its prompt or its post-processing changes."""
 
@@ -91,16 +102,7 @@ _SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         }
     }
 )
-_REFUSAL: Final = re.compile(
-    r"\W*(?:i[’']?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately|as an ai)\b[^.]{0,80}?"
-    r"\bi(?:[’']m| am)? ?(?:can(?:not|[’']t| not)|unable to|won[’']t|not able to)\b"
-    r"|\W*i(?:[’']m| am)? ?(?:can(?:not|[’']t)|won[’']t|unable to|not able to) (?:help|assist|comply|answer|do)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-_QUOTED_CHARS: Final = 40
-_MARKER: Final = re.compile(r"\s*(?:[-*•–]|\d{1,3}[.)])(?:\s+|$)")
 _HEADERS: Final = {"key_points": "key points", "questions": "questions"}
-_FENCED: Final = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL | re.IGNORECASE)
 
 
 class InputError(ValueError):
@@ -142,7 +144,7 @@ def make_request(operation: str, text: object, question: object = None, value: o
 
 
 def check_text(text: object) -> str:
-    """Return *text* stripped; raises `InputError` outside 10 to 10,000 characters."""
+    """Return *text* stripped; raises `InputError` outside 10 to 10,000 characters or with half a surrogate pair."""
     stripped = _check_str("text", text)
     if not MIN_TEXT_CHARS <= len(stripped) <= MAX_TEXT_CHARS:
         raise InputError("text", f"must be {MIN_TEXT_CHARS} to {MAX_TEXT_CHARS} characters, not {len(stripped)}")
@@ -150,7 +152,7 @@ def check_text(text: object) -> str:
 
 
 def check_question(question: object) -> str:
-    """Return *question* stripped; raises `InputError` if it is blank or over 1,000 characters."""
+    """Return *question* stripped; raises `InputError` if blank, over 1,000 characters or with half a surrogate pair."""
     stripped = _check_str("question", question)
     if not 0 < len(stripped) <= MAX_QUESTION_CHARS:
         raise InputError("question", f"must be 1 to {MAX_QUESTION_CHARS} characters, not {len(stripped)}")
@@ -178,13 +180,15 @@ def check_option(operation: str, value: object = None) -> dict[str, int]:
 def _check_str(field: str, given: object) -> str:
     if not isinstance(given, str):
         raise InputError(field, f"must be text, not {type(given).__name__}")
+    if has_surrogates(given):
+        raise InputError(field, "holds half of a surrogate pair, which cannot be sent")
     return given.strip()
 
 
 def _prompt(operation: str, text: str, question: str | None, parameters: Mapping[str, int]) -> str:
     task = _TASKS[operation].format(question=question, **parameters)
     # A text cannot hold a closing tag that carries its own digest.
-    tag = f"text-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    tag = f"text-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return f"{task}\n\n<{tag}>\n{text}\n</{tag}>"
 
 
@@ -211,7 +215,7 @@ def make_response(request: EngineRequest, completion: Completion, engine: str) -
         "prompt_version": PROMPT_VERSIONS[request.operation],
         **({"substitute": True} if completion.substitute else {}),
     }
-    if request.operation == "qa" and reply.strip("\"'`.* \n") == NO_ANSWER:
+    if request.operation == "qa" and says_no_answer(reply):
         return {"operation": "qa", "success": False, "result": None, "metadata": {**metadata, "reason": "no_answer"}}
     field, parse = _PARSERS[request.operation]
     return {"operation": request.operation, "success": True, field: parse(request, reply), "metadata": metadata}
@@ -235,11 +239,24 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
         raise TruncatedReply(operation, "finish reason length")
     if completion.finish_reason != "stop":
         raise FailedReply(operation, "the engine did not finish")
-    if not reply:
-        raise EmptyReply(operation, "no text")
-    if _REFUSAL.match(reply) and reply[:_QUOTED_CHARS] not in request.text:
-        raise RefusedReply(operation, "the reply reads as a refusal")
+    if len(reply) > MAX_REPLY_CHARS:
+        raise UnparsableReply(operation, f"longer than {MAX_REPLY_CHARS:,} characters")
+    if not can_be_seen(reply):
+        raise EmptyReply(operation, "no text that can be seen")
+    _check_words(request, reply)
     return reply
+
+
+def _check_words(request: EngineRequest, reply: str) -> None:
+    operation = request.operation
+    if has_surrogates(reply):
+        raise UnparsableReply(operation, "half of a surrogate pair")
+    if begins_with_thoughts(reply):
+        raise TruncatedReply(operation, "thoughts without an end")
+    if names_thoughts(reply) and not names_thoughts(f"{request.text} {request.question}"):
+        raise UnparsableReply(operation, "thoughts in the reply")
+    if is_refusal(reply, request.text) and not (operation == "qa" and says_no_answer(reply)):
+        raise RefusedReply(operation, "the reply reads as a refusal")
 
 
 def _parse_summary(request: EngineRequest, reply: str) -> str:
@@ -251,15 +268,14 @@ def _parse_answer(request: EngineRequest, reply: str) -> str:
 
 
 def _at_least(operation: str, reply: str, chars: int) -> str:
-    if len(reply) < chars:
+    if shown_chars(reply) < chars:
         raise UnparsableReply(operation, f"shorter than {chars} characters")
     return reply
 
 
 def _parse_lines(request: EngineRequest, reply: str) -> list[str]:
     header = _HEADERS[request.operation]
-    lines = (_MARKER.sub("", line, count=1).strip() for line in reply.splitlines())
-    kept = [line for line in lines if line and line.strip("*#_: ").casefold() != header]
+    kept = [line for line in lines_of(reply) if line.strip("*#_: ").casefold() != header]
     if not kept:
         raise UnparsableReply(request.operation, "no lines")
     (limit,) = request.parameters.values()
@@ -267,9 +283,8 @@ def _parse_lines(request: EngineRequest, reply: str) -> list[str]:
 
 
 def _parse_sentiment(request: EngineRequest, reply: str) -> dict[str, Any]:
-    fenced = _FENCED.search(reply)
     try:
-        found = json.loads(fenced[1] if fenced else reply)
+        found = json.loads(without_fence(reply))
     except (ValueError, RecursionError):
         raise UnparsableReply(request.operation, "not JSON") from None
     if not isinstance(found, dict):
@@ -277,7 +292,7 @@ def _parse_sentiment(request: EngineRequest, reply: str) -> dict[str, Any]:
     return {
         "sentiment": _label(request.operation, found.get("sentiment")),
         "confidence": _confidence(request.operation, found.get("confidence")),
-        "explanation": _explanation(request.operation, found.get("explanation")),
+        "explanation": _explanation(request, found.get("explanation")),
     }
 
 
@@ -295,9 +310,12 @@ def _confidence(operation: str, given: object) -> float:
     return float(given)
 
 
-def _explanation(operation: str, given: object) -> str:
-    if not isinstance(given, str) or not given.strip():
-        raise UnparsableReply(operation, "no explanation")
+def _explanation(request: EngineRequest, given: object) -> str:
+    # JSON can name in escapes what the reply itself does not show.
+    if not isinstance(given, str) or not can_be_seen(given) or has_surrogates(given):
+        raise UnparsableReply(request.operation, "no explanation")
+    if is_refusal(given.strip(), request.text):
+        raise RefusedReply(request.operation, "the explanation reads as a refusal")
     return given.strip()
 
 

@@ -29,6 +29,7 @@ from workers.engines.base import (
     UnparsableReply,
 )
 from workers.engines.retrying import AttemptFailed, retry_after_s
+from workers.engines.thoughts import without_thoughts
 
 _AGAIN: Final = frozenset({408, 409, 425, 429})
 _FINISHED: Final[Mapping[str, FinishReason]] = {
@@ -47,7 +48,6 @@ _PARAMS: Final = frozenset(
 )
 _UNABLE: Final = frozenset({400, 422})
 _FORMAT: Final = re.compile(r"response_format|json_schema", re.IGNORECASE)
-_THOUGHTS: Final = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 _MAX_MODEL_CHARS: Final = 200
 _MAX_TOKENS: Final = 2**40
 _HINTS: Final = {
@@ -107,7 +107,7 @@ def completion_of(operation: str, asked: str, body: bytes, answered_by: str | No
     if not reply.choices:
         raise EmptyReply(operation, "no choices")
     choice = reply.choices[0]
-    text = _THOUGHTS.sub("", choice.message.content or "", count=1)
+    text = without_thoughts(choice.message.content or "")
     model = _model(reply.model)
     swapped = answered_by is not None and (model is None or not fnmatchcase(model, answered_by))
     return Completion(text, _usage(reply.usage), model or asked, _finish_reason(choice), swapped)

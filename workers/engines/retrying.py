@@ -61,7 +61,7 @@ def backoff_s(done: int) -> float:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that ``Retry-After-Ms`` or ``Retry-After`` asks to wait, None if neither can be read.
+    """Return the seconds that ``Retry-After-Ms`` or ``Retry-After`` asks to wait, at most a year, None if unreadable.
 
     Args:
         headers: of the reply, names in small letters.
@@ -80,6 +80,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         if found >= 0:  # not a NaN either
             return min(found, LONGEST_ASKED_S)
     try:
-        return max(0.0, parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
+        found = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now
     except (TypeError, ValueError, OverflowError):
         return None
+    return min(max(0.0, found), LONGEST_ASKED_S)

@@ -1,0 +1,54 @@
+"""
+What a model thought before it answered, where a server leaves that in the text.
+
+In: the text of a reply.   Out: the text without its thoughts.   Pure, in time that grows with the text's length alone.
+
+A model that reasons writes ``<think>…</think>`` and then its answer. Where the server's template writes the first tag
+itself, the text begins within the thoughts and only the second one is there. An answer about such tags names them too:
+inside a sentence a tag is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_OPEN: Final = r"(?:(?i:<think(?:ing)?>)|\[THINK\])"
+_CLOSE: Final = r"(?:(?i:</think(?:ing)?>)|\[/THINK\])"
+_OPENER: Final = re.compile(rf"\s*+{_OPEN}")
+_CLOSER: Final = re.compile(_CLOSE)
+_TAG: Final = re.compile(f"{_OPEN}|{_CLOSE}")
+# At the end of a line, and not behind a space or a quotation mark, as a tag that is only named would be.
+_BOUNDARY: Final = re.compile(rf"(?<![ \t\"'`“‘«(]){_CLOSE}[ \t\r]*+(?:\n|$)")
+
+
+def without_thoughts(text: str) -> str:
+    r"""Return *text* without the thoughts that it begins with; whole if they have no end.
+
+    >>> without_thoughts("<think>Let me see.</think>\n\nIt rained.")
+    'It rained.'
+    >>> without_thoughts("Let me see.\n</think>\n\nIt rained.")
+    'It rained.'
+    >>> without_thoughts("It stands between <think> and </think>.")
+    'It stands between <think> and </think>.'
+    """
+    at = 0
+    while opener := _OPENER.match(text, at):
+        closer = _CLOSER.search(text, opener.end())
+        if closer is None:
+            return text[at:]
+        at = closer.end()
+    tag = _TAG.search(text, at)
+    boundary = _BOUNDARY.match(text, tag.start()) if tag else None
+    at = boundary.end() if boundary else at
+    return text[at:].lstrip() if at else text
+
+
+def begins_with_thoughts(text: str) -> bool:
+    """Return whether *text* begins within thoughts: of a text `without_thoughts`, that they have no end."""
+    return _OPENER.match(text) is not None
+
+
+def names_thoughts(text: str) -> bool:
+    """Return whether a tag of thoughts is anywhere in *text*."""
+    return _TAG.search(text) is not None

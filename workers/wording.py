@@ -1,0 +1,149 @@
+"""
+What the words of a reply say, whatever the operation.
+
+In: the text of a reply.   Out: its lines without their markers, its JSON without a fence; whether it is a refusal, says
+that there is no answer, can be seen and can be stored.   Pure, in time that grows with the text's length alone.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Final
+
+from workers.engines.base import NO_ANSWER
+
+_MARKER: Final = re.compile(r"(?:[-*•–]|(\d{1,3})[.)])(?:\s+|$)")
+_FENCE: Final = "```"
+_SEEN: Final = frozenset("LNPS")
+_BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols that are drawn as nothing."""
+
+_QUOTED_CHARS: Final = 40
+_OPENING_CHARS: Final = 400
+_SORRY: Final = (
+    r"(?:i['’]?m (?:\w+ )?sorry|i am (?:\w+ )?sorry|sorry|i apologi[sz]e|(?:my )?apologies|unfortunately|regrettably"
+    r"|as an? (?:ai|(?:large )?language model))\b"
+)
+_CANNOT: Final = (
+    r"\bi(?:['’]m| am)? ?(?:can(?:not| not|['’]t)|(?:am )?unable to|won['’]t|will not|(?:am )?not (?:able|allowed) to"
+    r"|(?:must|have to) decline to|decline to)\b"
+)
+_VERB: Final = (
+    r"(?:provide|process|fulfil+|generate|create|write|produce|summari[sz]e|analy[sz]e|complete|perform|respond to"
+    r"|reply to|give|offer|engage (?:with|in)|discuss|continue with|proceed with|handle|access|extract|list|judge"
+    r"|determine|identify|carry out)"
+)
+_ASKED: Final = (
+    r"(?:you (?:with )?)?(?:(?:this|that|it)\s*(?:[.!,;:]|$)|(?:(?:an?|any|the|this|that|these|your) )*(?:\w+ )?"
+    r"(?:summary|summaries|requests?|content|prompt|instructions?|assistance|key points|sentiment|text|task|topic"
+    r"|conversation|questions?|answers?|response|information|analysis)\b)"
+)
+_THE_REQUEST: Final = r"(?:(?:this|that|your|the) (?:request|prompt)|(?:this|that|your) (?:content|question|text))"
+_VIOLATES: Final = r"(?:\w+ ){0,2}?(?:violates?|goes against|is against|breach(?:es)?|conflicts? with)\b"
+_REFUSALS: Final = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"{_SORRY}[^.]{{0,80}}?{_CANNOT}",
+        rf"{_CANNOT} (?:help|assist|comply|answer|do)\b",
+        rf"{_CANNOT} {_VERB} {_ASKED}",
+        rf"{_SORRY}[^.]{{0,40}}?\b{_THE_REQUEST} {_VIOLATES}",
+        rf"(?:this|your) (?:request|prompt) {_VIOLATES}",
+        rf"i (?:must|have to) (?:respectfully )?(?:decline|refuse)(?: to {_VERB})? {_ASKED}",
+    )
+)
+
+
+def has_surrogates(text: str) -> bool:
+    r"""Return whether *text* holds half of a surrogate pair, which no UTF-8 can hold and JSON can name.
+
+    >>> has_surrogates("\ud83d"), has_surrogates("😀")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def can_be_seen(text: str) -> bool:
+    r"""Return whether anything of *text* is drawn.
+
+    >>> can_be_seen("\u200b\u00ad\ufe0f"), can_be_seen("…")
+    (False, True)
+    """
+    return any(unicodedata.category(char)[0] in _SEEN and char not in _BLANK for char in text)
+
+
+def shown_chars(text: str) -> int:
+    """Return the characters of *text* without those that take no room, such as a zero-width space."""
+    return sum(unicodedata.category(char)[0] != "C" and char not in _BLANK for char in text)
+
+
+def says_no_answer(reply: str) -> bool:
+    r"""Return whether *reply* says, alone or beside other words, that the text does not answer the question.
+
+    >>> [says_no_answer(reply) for reply in ("The text does not say. No\\_Answer", "No answer.", "No answer came.")]
+    [True, True, False]
+    """
+    word = NO_ANSWER.casefold()
+    said = reply.replace("\\", "").casefold()
+    return word in said or "".join(filter(str.isalnum, said)) == word.replace("_", "")
+
+
+def is_refusal(reply: str, text: str) -> bool:
+    """Return whether *reply* opens as a model does that will not answer, and does not quote *text* in that.
+
+    >>> is_refusal("I cannot provide a summary of this.", "It rained."), is_refusal("I cannot sleep.", "It rained.")
+    (True, False)
+    """
+    opening = reply[:_OPENING_CHARS].lstrip("-*•– ")
+    said = re.sub(r"^\W*+", "", opening)
+    if not any(pattern.match(said) for pattern in _REFUSALS):
+        return False
+    return not (_plain(said[:_QUOTED_CHARS]) in _plain(text) or _is_quotation(opening))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("’", "'").casefold().split())
+
+
+def _is_quotation(opening: str) -> bool:
+    """Return whether *opening* is somebody's words in quotation marks, and says more after them."""
+    first = opening[:1]
+    closing = {'"': '"', "“": "”", "„": "“", "«": "»"}.get(first)
+    return closing is not None and any(char.isalnum() for char in opening[1:].partition(closing)[2])
+
+
+def lines_of(reply: str) -> Iterator[str]:
+    r"""Yield the lines of a list without their bullets, and without their numbers if these count 1, 2, 3 ….
+
+    A line that begins with another number begins with its content: a date, a year, an amount. So only the start of a
+    line is looked at.
+
+    >>> [*lines_of("1. Who paid?\n2. Sales rose 5 - 7 percent.")], [*lines_of("12. May was cold.\n1945. Peace.")]
+    (['Who paid?', 'Sales rose 5 - 7 percent.'], ['12. May was cold.', '1945. Peace.'])
+    """
+    found = [(line, _MARKER.match(line)) for line in map(str.strip, reply.splitlines())]
+    numbers = [int(marker[1]) for _, marker in found if marker and marker[1]]
+    counts = numbers == [*range(1, len(numbers) + 1)]
+    for line, marker in found:
+        is_marker = marker is not None and (counts or not marker[1])
+        rest = line[marker.end() :] if marker is not None and is_marker else line
+        if can_be_seen(rest):
+            yield rest
+
+
+def without_fence(reply: str) -> str:
+    r"""Return what stands in the first fence of *reply*; the whole of it if it is JSON without one.
+
+    >>> without_fence('Here it is:\n```json\n{"a": 1}\n```')
+    '{"a": 1}'
+    """
+    before, _, rest = reply.partition(_FENCE)
+    inside, end, _ = rest.partition(_FENCE)
+    if not end or before.lstrip().startswith(("{", "[")):
+        return reply
+    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()
