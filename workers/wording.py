@@ -27,9 +27,10 @@ _SORRY: Final = (
     r"|as an? (?:ai|(?:large )?language model))\b"
 )
 _CANNOT: Final = (
-    r"\bi(?:['’]m| am)? ?(?:can(?:not| not|['’]t)|(?:am )?unable to|won['’]t|will not|(?:am )?not (?:able|allowed) to"
-    r"|(?:must|have to) decline to|decline to)\b"
+    r"\bi(?:['’]m| am)? ?(?:can(?:not| not|['’]t)|unable to|(?:won['’]t|will not)(?: be able to)?"
+    r"|not (?:able|allowed) to|decline to)\b(?: and (?:won['’]t|will not)\b)?(?:,? in good conscience\b,?)?"
 )
+_AFRAID: Final = r"(?:i(?:['’]m| am) afraid (?:that )?)?"
 _VERB: Final = (
     r"(?:provide|process|fulfil+|generate|create|write|produce|summari[sz]e|analy[sz]e|complete|perform|respond to"
     r"|reply to|give|offer|engage (?:with|in)|discuss|continue with|proceed with|handle|access|extract|list|judge"
@@ -46,8 +47,9 @@ _REFUSALS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"{_SORRY}[^.]{{0,80}}?{_CANNOT}",
-        rf"{_CANNOT} (?:help|assist|comply|answer|do)\b",
-        rf"{_CANNOT} {_VERB} {_ASKED}",
+        rf"{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b",
+        rf"{_AFRAID}{_CANNOT} {_VERB} {_ASKED}",
+        rf"i(?:['’]m not| am not| do not feel| don['’]t feel) comfortable (?:with )?\w+ing {_ASKED}",
         rf"{_SORRY}[^.]{{0,40}}?\b{_THE_REQUEST} {_VIOLATES}",
         rf"(?:this|your) (?:request|prompt) {_VIOLATES}",
         rf"i (?:must|have to) (?:respectfully )?(?:decline|refuse)(?: to {_VERB})? {_ASKED}",
