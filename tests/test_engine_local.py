@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from workers.articles import ARTICLES
 from workers.engines import load_engine
 from workers.engines.base import NO_ANSWER, Completion, EmptyReply, EngineRequest, TruncatedReply, UnparsableReply
 from workers.engines.extractive import split
-from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE, LocalEngine, make_engine
+from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE, LocalEngine, make_engine, served_model
 from workers.operations import make_request, make_response
 
 ARTICLE = ARTICLES[0]
@@ -137,6 +140,24 @@ def test_another_model_or_other_packages_that_pick_make_another_key(monkeypatch:
     assert identity("m-1") != before
 
 
+@contextmanager
+def served(pieces: list[bytes], pause_s: float = 0.0) -> Iterator[str]:
+    """Serve one connection: a pause after each piece, then close. Yields the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with listening.accept()[0] as connection, suppress(OSError):
+                connection.recv(65_536)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(pause_s)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        thread.join(10)
+
+
 class TestEnvironment:
     def test_without_a_url_the_variable_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(URL_VARIABLE, raising=False)
@@ -147,6 +168,56 @@ class TestEnvironment:
         monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:1/v1")
         monkeypatch.setenv(MODEL_VARIABLE, "m-1")
         assert make_engine().model == "m-1"
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            b'HTTP/1.0 200 OK\r\n\r\n{"data": [{"id": "m-7"}]}',
+            b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n19\r\n{"data": [{"id": "m-7"}]}\r\n0\r\n\r\n',
+        ],
+        ids=["plain", "chunked"],
+    )
+    def test_without_its_name_the_server_is_asked(self, reply: bytes) -> None:
+        with served([reply]) as url:
+            assert served_model(url) == "m-7"
+
+    @pytest.mark.parametrize(
+        ("reply", "detail"),
+        [
+            (b"HTTP/1.1 404 Not Found\r\n\r\n", "status 404"),
+            (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\n\r\n", "status 302"),
+            (b"SSH-2.0-OpenSSH\r\n", "no reply of HTTP"),
+            (b"", "no reply of HTTP"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{", "no reply of HTTP"),
+            (b"HTTP/1.1 200 OK\r\n\r\n<html>", "DecodeError"),
+            (b'HTTP/1.1 200 OK\r\n\r\n{"data": []}', "IndexError"),
+            (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (1 << 20), "too large"),
+        ],
+    )
+    def test_a_server_that_names_no_model_is_an_error_that_says_why(self, reply: bytes, detail: str) -> None:
+        with served([reply]) as url, pytest.raises(SettingsError, match=f"no model server at {url}: .*{detail}"):
+            served_model(url)
+
+    @pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+    def test_a_server_that_drips_holds_nobody_beyond_the_time(
+        self, begin: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("workers.engines.local.NAME_S", 0.4)
+        began = time.monotonic()
+        with (
+            served([begin, *[b" "] * 100], pause_s=0.05) as url,
+            pytest.raises(SettingsError, match=r"in time|timed out"),
+        ):
+            served_model(url)
+        assert time.monotonic() - began < 2
+
+    def test_a_url_that_is_none_is_an_error_that_names_the_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(MODEL_VARIABLE, "m-1")
+        for wrong in ("127.0.0.1:8090/v1", "file:///etc/passwd", "http://joe:hunter2@h/v1"):
+            monkeypatch.setenv(URL_VARIABLE, wrong)
+            with pytest.raises(SettingsError, match=f"^{URL_VARIABLE}: must ") as caught:
+                make_engine()
+            assert "hunter2" not in str(caught.value)
 
     def test_without_its_name_a_server_that_is_not_there_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(MODEL_VARIABLE, raising=False)

@@ -426,6 +426,29 @@ class TestWhatIsSent:
         )
         assert one.sampling == other.sampling
 
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ({"base_url": "http://h/v1"}, {"base_url": "HTTP://H/v1"}),
+            ({"base_url": "http://h/v1"}, {"base_url": "http://h:80/v1/"}),
+            ({"base_url": "https://h/v1"}, {"base_url": "HTTPS://h:443/v1"}),
+            ({"base_url": "http://[::1]:8000/v1"}, {"base_url": "http://[::1]:08000/v1"}),
+            ({"temperature": 0}, {"temperature": 0.0}),
+        ],
+    )
+    def test_two_ways_to_write_the_same_are_one_identity(
+        self, one: Mapping[str, Any], other: Mapping[str, Any]
+    ) -> None:
+        identities = [OpenAIEngine(OpenAISettings(**{"model": "m", **given})).sampling for given in (one, other)]
+        assert repr(identities[0]) == repr(identities[1])
+
+    def test_paths_and_unusual_ports_tell_servers_apart(self) -> None:
+        urls = ["http://h/v1", "http://h/V1", "http://h:443/v1", "https://h/v1", "http://h:8000/v1", "http://h"]
+        assert len({OpenAISettings(model="m", base_url=url).base_url for url in urls}) == len(urls)
+
+    def test_openais_own_server_is_known_however_it_is_written(self) -> None:
+        assert OpenAISettings(model="m", base_url="HTTPS://API.OpenAI.com:443/v1").is_openai
+
 
 class TestSchema:
     def test_a_server_without_it_is_asked_plainly_and_remembered(

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -26,7 +24,8 @@ from aicache_tasks.errors import SettingsError
 from workers.engines import extractive
 from workers.engines.base import NO_ANSWER, Completion, Engine, EngineError, EngineRequest, UnparsableReply
 from workers.engines.openai import OpenAIEngine
-from workers.engines.openai_settings import OpenAISettings
+from workers.engines.openai_settings import OpenAISettings, checked_url
+from workers.engines.small_get import get
 from workers.operations import usable_text
 
 URL_VARIABLE: Final = "AICACHE_LLM_URL"
@@ -156,7 +155,7 @@ def make_engine() -> LocalEngine:
 def engine_at(url: str, model: str) -> LocalEngine:
     """Return the engine that asks *model* at *url*; an answer of any other model is not stored."""
     settings = OpenAISettings(
-        base_url=url,
+        base_url=checked_url(URL_VARIABLE, url),
         model=model,
         server="aicache-llm",  # the same file answers the same on every port
         answered_by=model.replace("[", "[[]"),
@@ -171,15 +170,19 @@ def served_model(url: str) -> str:
     """Return the name of the model that the server at *url* has.
 
     Raises:
-        SettingsError: none says so within five seconds.
+        SettingsError: none says so within five seconds, or *url* is none.
     """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    checked = checked_url(URL_VARIABLE, url)
     try:
-        with opener.open(f"{url.rstrip('/')}/models", timeout=NAME_S) as reply:
-            return msgspec.json.decode(reply.read(1 << 20), type=_Models).data[0].id
-    except (OSError, ValueError, IndexError) as error:
-        detail = getattr(error, "reason", None) or type(error).__name__
-        raise SettingsError(f"{URL_VARIABLE}: no model server at {url}: {detail}") from None
+        return msgspec.json.decode(get(f"{checked}/models", NAME_S), type=_Models).data[0].id
+    except OSError as error:
+        raise _no_server(checked, str(error) or type(error).__name__) from None
+    except (ValueError, IndexError, RecursionError) as error:  # whose words may be the server's
+        raise _no_server(checked, type(error).__name__) from None
+
+
+def _no_server(url: str, detail: str) -> SettingsError:
+    return SettingsError(f"{URL_VARIABLE}: no model server at {url}: {detail}")
 
 
 class _Model(msgspec.Struct):

@@ -25,6 +25,7 @@ DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 OPENAI_HOST: Final = "api.openai.com"
 _OURS: Final = frozenset({"model", "messages", "stream", "n", "response_format"})
 _MAX_KEY_BYTES: Final = 16_384
+_PORTS: Final[Mapping[str, int]] = MappingProxyType({"http": 80, "https": 443})
 _NO_UTF_8: Final = re.compile(r"[\ud800-\udfff]")
 
 
@@ -67,7 +68,9 @@ class OpenAISettings:
     retries: int = _about(2, "How often a request is sent again.")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "base_url", _base_url(self.base_url))
+        object.__setattr__(self, "base_url", checked_url(f"{PREFIX}BASE_URL", self.base_url))
+        if self.temperature is not None:
+            object.__setattr__(self, "temperature", float(self.temperature))  # 0 and 0.0 are one key
         _check_model(self)
         _check_numbers(self)
         _check_key(self)
@@ -185,18 +188,35 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], Any]]] = MappingProxyType(
 )
 
 
-def _base_url(given: str) -> str:
-    """Return *given* without its last slash; it may hold a password, so that no message shows it."""
+def checked_url(variable: str, given: str) -> str:
+    """Return *given* in the one form that stands for it in a key: host in small letters, no usual port, no last slash.
+
+    Args:
+        variable: that holds it.
+        given: may hold a password, so that no message shows it.
+
+    Raises:
+        SettingsError: it is no URL of HTTP, or holds more than a scheme, a host, a port and a path.
+
+    >>> checked_url("URL", "HTTPS://API.Example.com:443/v1/")
+    'https://api.example.com/v1'
+    """
     try:
         parts = urlsplit(given)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        port = parts.port
     except ValueError:
-        sound = False
-    if not sound or not given.isascii() or not given.isprintable() or " " in given:
-        raise _wrong("BASE_URL", "must be a URL such as https://api.openai.com/v1 or http://127.0.0.1:11434/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise _wrong("BASE_URL", "must hold no user, password, query or fragment: set AICACHE_OPENAI_API_KEY")
-    return given.rstrip("/")
+        raise _no_url(variable) from None
+    usual, sendable = _PORTS.get(parts.scheme), given.isascii() and given.isprintable() and " " not in given
+    if usual is None or not parts.hostname or port == 0 or not sendable:
+        raise _no_url(variable)
+    if "@" in parts.netloc or "?" in given or "#" in given:
+        raise SettingsError(f"{variable}: must hold no user, password, query or fragment: set AICACHE_OPENAI_API_KEY")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{'' if port in (None, usual) else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def _no_url(variable: str) -> SettingsError:
+    return SettingsError(f"{variable}: must be a URL such as https://api.openai.com/v1 or http://127.0.0.1:11434/v1")
 
 
 def _check_model(settings: OpenAISettings) -> None:
