@@ -561,6 +561,32 @@ class TestTheWorkers:
         assert (finding.level, "the broker does not answer" in finding.what) == ("warn", True)
         assert time.monotonic() - began < 20
 
+    def test_a_frozen_broker_does_not_freeze_the_doctor(
+        self, valkey: EmbeddedServer, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("aicache_tasks.reports.doctor.case.BROKER_S", 1.0)
+        app = make_app(valkey.url)
+        app.conf.broker_url = own_server.url
+        own_server.pause()
+        began = time.monotonic()
+        try:
+            finding = one(app, workers.answers)
+            assert (finding.level, finding.what) == ("warn", "the broker does not answer: TimeoutError")
+            assert time.monotonic() - began < 3
+        finally:
+            own_server.resume()
+
+    @pytest.mark.soak
+    def test_the_command_ends_while_the_broker_is_frozen(self, own_server: EmbeddedServer, path: Path) -> None:
+        environ = environ_of(path) | {"CELERY_BROKER_URL": own_server.url, "AICACHE_URL": own_server.url}
+        own_server.pause()
+        try:
+            argv = [CELERY, "-A", MODULE, "aicache", "doctor", "--json"]
+            done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=40, check=False)
+        finally:
+            own_server.resume()
+        assert "the broker does not answer: TimeoutError" in done.stdout, done.stderr
+
     def test_one_without_install(self, clinic: Clinic) -> None:
         from celery.worker.control import Panel
 

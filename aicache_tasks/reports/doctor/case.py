@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from aicache_tasks.checks import URL_SCHEMES
@@ -28,6 +30,8 @@ TRIPS: Final = 15
 CONNECT_S: Final = 2.0
 WORKERS_S: Final = 1.5
 """How long workers may take to answer."""
+BROKER_S: Final = 6.0
+"""How long all that is asked of the broker may take, whatever its client waits for."""
 PROBE_S: Final = 60.0
 SEEDS: Final = ("1", "2")
 UNREADABLE: Final = "an answer that cannot be read"
@@ -35,6 +39,7 @@ SHUTS_OUT: Final = ("NOAUTH", "DENIED")
 """Ends of what a server says to whom it does not let in without a password."""
 
 Level = Literal["ok", "warn", "fail"]
+T = TypeVar("T")
 
 
 class Finding(NamedTuple):
@@ -167,14 +172,10 @@ class Case:
     @cached_property
     def replies(self) -> Replies:
         """What the workers answer."""
-        with self.app.connection_for_write() as connection:
-            faults = (OSError, *connection.connection_errors, *connection.channel_errors)
-            try:
-                connection.ensure_connection(max_retries=0, timeout=CONNECT_S, reraise_as_library_errors=False)
-                found = self.app.control.broadcast("cache_policy", reply=True, timeout=WORKERS_S, connection=connection)
-            except faults as error:
-                return Replies({}, type(error).__name__)
-        return Replies(dict(_named(found or ())), "")
+        try:
+            return in_time(lambda: _ask_workers(self.app), BROKER_S)
+        except TimeoutError as error:
+            return Replies({}, type(error).__name__)
 
     @cached_property
     def probed(self) -> list[str]:
@@ -191,6 +192,35 @@ class Case:
             for seed in SEEDS
         ]
         return [text for text in map(_output, started) if text]
+
+
+def _ask_workers(app: Any) -> Replies:
+    with app.connection_for_write(connect_timeout=CONNECT_S) as connection:
+        faults = (OSError, *connection.connection_errors, *connection.channel_errors)
+        try:
+            connection.ensure_connection(max_retries=0, timeout=CONNECT_S, reraise_as_library_errors=False)
+            found = app.control.broadcast("cache_policy", reply=True, timeout=WORKERS_S, connection=connection)
+        except faults as error:
+            return Replies({}, type(error).__name__)
+    return Replies(dict(_named(found or ())), "")
+
+
+def in_time(question: Callable[[], T], limit_s: float) -> T:
+    """Return what *question* does, or raise what it raises; it goes on in a thread that nobody waits for.
+
+    Raises:
+        TimeoutError: it takes longer than *limit_s*; some clients wait for ever on a server that is frozen.
+    """
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="aicache-doctor", daemon=True).start()
+    return answer.result(limit_s)
 
 
 def _named(replies: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
