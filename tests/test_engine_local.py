@@ -181,6 +181,12 @@ class TestEnvironment:
         with served([reply]) as url:
             assert served_model(url) == "m-7"
 
+    def test_a_server_that_does_not_close_after_its_reply_is_understood_at_once(self) -> None:
+        body, began = b'{"data": [{"id": "m-7"}]}', time.monotonic()
+        with served([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)], pause_s=2) as url:
+            assert served_model(url) == "m-7"
+            assert time.monotonic() - began < 1.5
+
     @pytest.mark.parametrize(
         ("reply", "detail"),
         [
@@ -188,10 +194,10 @@ class TestEnvironment:
             (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\n\r\n", "status 302"),
             (b"SSH-2.0-OpenSSH\r\n", "no reply of HTTP"),
             (b"", "no reply of HTTP"),
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{", "no reply of HTTP"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{", "DecodeError"),
             (b"HTTP/1.1 200 OK\r\n\r\n<html>", "DecodeError"),
             (b'HTTP/1.1 200 OK\r\n\r\n{"data": []}', "IndexError"),
-            (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (1 << 20), "too large"),
+            (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * ((1 << 20) + 1), "too large"),
         ],
     )
     def test_a_server_that_names_no_model_is_an_error_that_says_why(self, reply: bytes, detail: str) -> None:

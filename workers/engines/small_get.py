@@ -3,8 +3,8 @@ One small GET that ends in time, with the standard library alone: a process that
 
 In: a URL, and seconds.   Out: the body of a reply with status 200.
 
-The reply is read to the end of its connection, each piece in what is left of the time, and only then looked at: a
-server that drips holds nobody. No proxy is asked, and no redirect is followed.
+Each read of the socket gets what is left of the time: a server that drips holds nobody. No proxy is asked, and no
+redirect is followed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from urllib.parse import SplitResult, urlsplit
 from workers.engines.deadline import addresses, turns
 
 MAX_BYTES: Final = 1 << 20
-_PIECE_BYTES: Final = 65_536
 
 
 def get(url: str, timeout_s: float) -> bytes:
-    """Return what *url* holds, up to 1 MiB with its headers.
+    """Return what *url* holds, up to 1 MiB; what is cut off is not told from what is whole.
 
     Args:
         url: as `checked_url` returns it.
@@ -38,7 +37,7 @@ def get(url: str, timeout_s: float) -> bytes:
         head = f"GET {parts.path or '/'} HTTP/1.0\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
         connection.settimeout(_left_s(ends))
         connection.sendall(head.encode("ascii"))
-        return _body(_read(connection, ends))
+        return _body(_Timely(connection, ends))
 
 
 def _connected(parts: SplitResult, ends: float) -> socket.socket:
@@ -65,18 +64,6 @@ def _opened(host: str, port: int, ends: float) -> socket.socket:
     raise refused
 
 
-def _read(connection: socket.socket, ends: float) -> bytes:
-    received = bytearray()
-    while True:
-        connection.settimeout(_left_s(ends))
-        piece = connection.recv(_PIECE_BYTES)
-        if not piece:
-            return bytes(received)
-        received += piece
-        if len(received) > MAX_BYTES:
-            raise OSError("the reply is too large")
-
-
 def _left_s(ends: float) -> float:
     left = ends - time.monotonic()
     if left <= 0:
@@ -84,23 +71,32 @@ def _left_s(ends: float) -> float:
     return left
 
 
-class _Received:
-    """A connection of which everything has been read."""
+class _Timely(io.RawIOBase):
+    """What `HTTPResponse` takes for a socket: each of its reads gets what is left of the time."""
 
-    def __init__(self, received: bytes) -> None:
-        self._received = received
+    def __init__(self, connection: socket.socket, ends: float) -> None:
+        self._connection, self._ends = connection, ends
 
-    def makefile(self, mode: str) -> io.BytesIO:
-        return io.BytesIO(self._received)
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(_left_s(self._ends))
+        return self._connection.recv_into(buffer)
 
 
-def _body(received: bytes) -> bytes:
-    connection: Any = _Received(received)
+def _body(connection: Any) -> bytes:
     try:
         response = HTTPResponse(connection)
         response.begin()
         if response.status != 200:
             raise OSError(f"status {response.status}")
-        return response.read()
+        body = response.read(MAX_BYTES + 1)
     except HTTPException as error:
         raise OSError(f"no reply of HTTP ({type(error).__name__})") from None
+    if len(body) > MAX_BYTES:
+        raise OSError("the reply is too large")
+    return body
