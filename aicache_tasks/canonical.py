@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from msgspec.msgpack import Encoder
 
-from aicache_tasks.errors import KeyEncodingError, SettingsError
+from aicache_tasks.errors import OPTIONS, KeyEncodingError, SettingsError
 from aicache_tasks.keytypes import (
     DICTS,
     LEAVES,
@@ -29,6 +29,7 @@ from aicache_tasks.keytypes import (
     node,
     open_value,
     registered,
+    show_option,
     show_step,
     type_name,
 )
@@ -274,5 +275,10 @@ class _Tagged:
             raise Refused(_TOO_LARGE)
 
     def _path(self) -> str:
-        path = (self._root + "".join(map(show_step, self._trail))).removeprefix(".")
+        path, steps = self._root, self._trail
+        if not path and steps:
+            path, steps = show_step(steps[0]).removeprefix("."), steps[1:]
+        if path == OPTIONS and steps:
+            path, steps = path + show_option(steps[0]), steps[1:]
+        path += "".join(map(show_step, steps))
         return path if len(path) <= _MAX_SHOWN_PATH else path[:_MAX_SHOWN_PATH] + "…"

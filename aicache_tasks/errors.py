@@ -22,7 +22,11 @@ No message holds a prompt, an answer, a key source or the text of a driver's err
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Final, Literal
+
+OPTIONS: Final = "options"
+"""What a path calls the arguments that are neither the text nor the question."""
 
 StoreReason = Literal["redis_error", "redis_connection_failed", "breaker_open"]
 StoreScope = Literal["all", "writes", "none"]
@@ -76,13 +80,24 @@ class KeyEncodingError(AICacheError, TypeError):
     """An argument has no canonical encoding.
 
     Args:
-        path: where it is, such as ``options.messages[2].image``. Never its value.
+        path: where it is, such as ``options.messages[2][<str>]``: names of arguments and fields, and positions. Never
+            a value, nor a mapping's key, which is data.
         kind: the name of its type, or what is wrong (``cycle``, ``too deep``).
     """
 
     def __init__(self, path: str, kind: str) -> None:
         super().__init__(f"{path} cannot be part of a cache key: {kind}")
         self.path, self.kind = path, kind
+
+    @property
+    def argument(self) -> str:
+        """The argument that it is in.
+
+        >>> KeyEncodingError("options.messages[2][<str>]", "cycle").argument
+        'options.messages'
+        """
+        parts = re.split(r"[.\[{]", self.path, maxsplit=2)
+        return ".".join(parts[:2]) if self.path.startswith(f"{OPTIONS}.") else parts[0]
 
 
 class PayloadError(AICacheError):

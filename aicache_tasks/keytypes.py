@@ -27,7 +27,7 @@ DICTS: Final[frozenset[type]] = frozenset({dict, OrderedDict, defaultdict})
 LISTS: Final[frozenset[type]] = frozenset({list, tuple})
 SETS: Final[frozenset[type]] = frozenset({set, frozenset})
 
-_MAX_SHOWN_KEY = 40
+_MAX_SHOWN_NAME = 40
 _MICROSECOND = timedelta(microseconds=1)
 _NAN = struct.pack(">d", math.nan)
 _NUMPY_KINDS = frozenset("biufcSUmM")
@@ -48,22 +48,28 @@ _SAME_STEP: Step = ("", None)
 
 
 def show_step(step: Step) -> str:
-    """Return a step as an error shows it.
+    """Return a step as an error shows it: a key of a mapping, which is data, by its type.
 
-    >>> show_step(("index", 2)), show_step(("item", "image")), show_step(("item", "Dear Ms Doe"))
+    >>> show_step(("index", 2)), show_step(("field", "image")), show_step(("item", "jane_doe"))
     ('[2]', '.image', '[<str>]')
     """
     kind, at = step
     if kind == "index":
         return f"[{at}]"
-    if kind == "item" and not _may_show(at):
+    if kind == "item":
         return f"[<{type(at).__name__}>]"
-    return f".{at}" if kind in ("item", "field") else kind
+    return f".{at}" if kind == "field" else kind
 
 
-def _may_show(key: Any) -> bool:
-    """A key that reads like an option's name; anything longer or freer may be a prompt."""
-    return type(key) is str and key.isascii() and key.isidentifier() and len(key) <= _MAX_SHOWN_KEY
+def show_option(step: Step) -> str:
+    """Return a step from the options to one of them, whose name is no data; one that is no name may be.
+
+    >>> show_option(("item", "max_length")), show_option(("item", "Dear Ms Doe"))
+    ('.max_length', '[<str>]')
+    """
+    kind, at = step
+    is_name = type(at) is str and at.isascii() and at.isidentifier() and len(at) <= _MAX_SHOWN_NAME
+    return f".{at}" if kind == "item" and is_name else show_step(step)
 
 
 class Opened(NamedTuple):
@@ -164,7 +170,7 @@ def _object(value: Any, kind: type) -> Opened:
 def _fields(tag: bytes, value: Any, names: Iterable[str], extra: Mapping[str, Any] = MappingProxyType({})) -> Opened:
     parts: list[tuple[Step, Any]] = []
     for name, part in ({name: getattr(value, name) for name in names} | dict(extra)).items():
-        parts += ((_FIELD_STEP, name), (("field", name), part))
+        parts += ((_FIELD_STEP, name), (("item" if name in extra else "field", name), part))
     return Opened(tag, parts, _text_node(type_name(type(value))), pairs=True, unordered=True)
 
 

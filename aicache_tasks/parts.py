@@ -32,7 +32,8 @@ from aicache_tasks.stores.guard import Breaker, Guard
 from aicache_tasks.work import Work
 
 log = logging.getLogger("aicache_tasks")
-_MAX_KINDS = 1000
+_MAX_KINDS = 50
+_MAX_OPERATIONS = 1000
 _MAX_UNPRICED = 100
 _MAX_SHOWN = 5
 
@@ -50,6 +51,8 @@ def new_token() -> bytes:
 class InternalErrors:
     """Counts our own bugs, bypasses and damaged entries, logs each kind once, and raises our bugs when strict.
 
+    A kind is made of names, of no data; an operation has `_MAX_KINDS` at most, so that none silences the others.
+
     Args:
         strict: raise instead of counting.
     """
@@ -57,6 +60,7 @@ class InternalErrors:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self.counts: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
         self._unpriced: set[tuple[str, str | None]] = set()
 
     def caught(self, error: Exception, where: str) -> None:
@@ -73,27 +77,30 @@ class InternalErrors:
         if steers(error):
             raise error
         name = type(error).__name__
-        if self._is_first(f"{hook}:{operation}:{name}"):
+        if self._is_first(f"{hook}:{operation}:{name}", operation):
             log.warning("aicache.policy %r: %s= raised %s", operation, hook, name)
 
     def damaged(self, operation: str) -> None:
         """Count an entry that is removed because it is damaged or no longer valid; warn once for each operation."""
-        if self._is_first(f"corrupt:{operation}"):
+        if self._is_first(f"corrupt:{operation}", operation):
             log.warning(
                 "aicache.corrupt %r: an entry was removed", operation, extra={"aicache": {"operation": operation}}
             )
 
     def bypassed(self, operation: str, error: Exception) -> None:
-        """Count a call that cannot be keyed; warn once for each operation and place. *error* names a path, no value.
+        """Count a call that cannot be keyed; warn once for each operation, argument and type.
+
+        *error* names a path, no value.
 
         What a policy's callable raises is a reason too; strict lets only what says "cannot be keyed" pass.
         """
         if steers(error) or (self.strict and not isinstance(error, (TypeError, ValueError))):
             raise error
-        known = isinstance(error, KeyEncodingError)
-        kind = f"bypass:{operation}:{error if known else type(error).__name__}"
-        if self._is_first(kind):
-            why = str(error) if known else f"{type(error).__name__} of vary=, tenant= or tags=, or a wrong argument"
+        what = name = type(error).__name__
+        why = f"{name} of vary=, tenant= or tags=, or a wrong argument"
+        if isinstance(error, KeyEncodingError):
+            what, why = f"{error.argument}:{error.kind}", str(error)
+        if self._is_first(f"bypass:{operation}:{what}", operation):
             log.warning("aicache.bypass %r: %s", operation, why, extra={"aicache": {"operation": operation}})
 
     def unpriced(self, work: Work) -> None:
@@ -108,9 +115,13 @@ class InternalErrors:
         kinds = ", ".join([*usage[:_MAX_SHOWN], "…"] if len(usage) > _MAX_SHOWN else usage)
         log.warning(text, work.prices, model, kinds, extra={"aicache": {"model": work.model, "prices": work.prices}})
 
-    def _is_first(self, kind: str) -> bool:
-        if len(self.counts) < _MAX_KINDS or kind in self.counts:
-            self.counts[kind] += 1
+    def _is_first(self, kind: str, operation: str = "") -> bool:
+        if kind not in self.counts:
+            name = f"{operation}"  # may be anything, if that is what is wrong
+            if self._kinds[name] >= _MAX_KINDS or (name not in self._kinds and len(self._kinds) >= _MAX_OPERATIONS):
+                return False
+            self._kinds[name] += 1
+        self.counts[kind] += 1
         return self.counts[kind] == 1
 
 

@@ -205,6 +205,32 @@ def test_a_bug_of_ours_is_counted_logged_once_and_fails_nobody(caplog: pytest.Lo
     assert "a prompt" not in caplog.text
 
 
+def bypasses(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "bypass" in record.getMessage()]
+
+
+def test_keys_in_an_argument_are_neither_logged_nor_a_warning_each(caplog: pytest.LogCaptureFixture) -> None:
+    cache = wound_cache(Clock())
+    for number in range(300):
+        data = [{f"user_{number}_alice": object()}] * (number + 1)
+        assert cache.get_cached_response(TEXT, "qa", {"messages": data}, {f"bob_{number}": [object()]}) is None
+        assert cache.get_cached_response(TEXT, "qa", {"messages": data}) is None
+    assert bypasses(caplog) == [
+        "aicache.bypass 'qa': question[<str>][0] cannot be part of a cache key: builtins.object",
+        "aicache.bypass 'qa': options.messages[0][<str>] cannot be part of a cache key: builtins.object",
+    ]
+
+
+def test_an_operation_with_many_kinds_of_bad_arguments_silences_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    cache = wound_cache(Clock())
+    for number in range(2000):
+        assert cache.get_cached_response(TEXT, "noisy", {f"option_{number}": object()}) is None
+    assert 0 < len(bypasses(caplog)) <= 50
+    caplog.clear()
+    assert cache.get_cached_response(TEXT, "quiet", {"image": object()}) is None
+    assert bypasses(caplog) == ["aicache.bypass 'quiet': options.image cannot be part of a cache key: builtins.object"]
+
+
 def test_a_bug_of_ours_is_raised_when_strict() -> None:
     cache = wound_cache(Clock())
 

@@ -54,6 +54,11 @@ class Untouchable:
     __class__ = property(_fail)  # type: ignore[assignment]
 
 
+class Loose(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    role: str
+
+
 class Number(int):
     pass
 
@@ -88,10 +93,16 @@ def nested(levels: int, core: Any = None) -> Any:
 
 REFUSED = {
     "object": (lambda: {"a": object()}, "options.a", "builtins.object"),
-    "in a list": (lambda: {"messages": [1, 2, {"image": object()}]}, "options.messages[2].image", "builtins.object"),
+    "in a list": (lambda: {"messages": [1, 2, {"image": object()}]}, "options.messages[2][<str>]", "builtins.object"),
     "in a set": (lambda: {"a": {lambda: 1}}, "options.a{}", "builtins.function"),
     "as a key": (lambda: {"a": {object(): 1}}, "options.a.<key>", "builtins.object"),
     "below a private key": (lambda: {"a": {CANARY: object()}}, "options.a[<str>]", "builtins.object"),
+    "below a name": (lambda: {"a": {"jane_doe": object()}}, "options.a[<str>]", "builtins.object"),
+    "in a model's extra field": (
+        lambda: {"a": Loose(role="x", jane_doe=object())},
+        "options.a[<str>]",
+        "builtins.object",
+    ),
     "below a long key": (lambda: {"x" * 41: object()}, "options[<str>]", "builtins.object"),
     "below a number": (lambda: {7: object()}, "options[<int>]", "builtins.object"),
     "in a dataclass": (lambda: {"a": Point(1, [object()])}, "options.a.y[0]", "builtins.object"),
@@ -125,7 +136,7 @@ REFUSED = {
     ),
     "unset field": (lambda: {"a": Point.__new__(Point)}, "options.a", "AttributeError while it was read"),
     "released memory": (lambda: {"a": released()}, "options.a", "ValueError while it was read"),
-    "cycle": (lambda: {"a": cyclic_list()}, "options.a[1].a", "cycle"),
+    "cycle": (lambda: {"a": cyclic_list()}, "options.a[1][<str>]", "cycle"),
     "cycle of objects": (lambda: {"a": cyclic_point()}, "options.a.y[0]", "cycle"),
     "too deep": (lambda: {"a": nested(300)}, "options.a[0]", "too deep"),
     "far too deep": (lambda: {"a": nested(100_000)}, "options.a[0]", "too deep"),
@@ -319,7 +330,7 @@ def test_a_registered_name_stands_for_the_type_wherever_the_type_moves() -> None
 @pytest.mark.usefixtures("_own_encoders")
 def test_an_encoder_holds_for_exactly_its_type() -> None:
     register_encoder(Money, lambda money: money.amount)
-    with pytest.raises(KeyEncodingError, match=r"value\.price cannot be part of a cache key: \S*\.Price$"):
+    with pytest.raises(KeyEncodingError, match=r"value\[<str>\] cannot be part of a cache key: \S*\.Price$"):
         encode_canonical({"price": Price(1, "EUR")})
 
 
