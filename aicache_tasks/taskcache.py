@@ -97,7 +97,8 @@ class TaskCache:
         """How this thread's last call of the task went, None before the first."""
         return self._telling.last
 
-    # These speak of a call as a worker gets it, with its arguments as the serializer delivers them.
+    # These speak of a call as a worker gets it, with its arguments as the serializer delivers them. What only asks, or
+    # invalidates, leaves no key timing: figures are of the tasks' work, not of who looks at it.
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         """Return the Redis key of a call; raises `KeyEncodingError` for an argument that cannot be keyed."""
@@ -121,6 +122,7 @@ class TaskCache:
     def set(self, value: Any, /, *args: Any, **kwargs: Any) -> bool:
         """Store *value* as the answer of a call; return whether it is stored."""
         call = self._call(args, kwargs, NO_DIRECTIVES)
+        self.plan.cache.samples.keyed(call.key, call.key_ns)
         self.plan.cache.store_now(call, value)
         self.plan.cache.samples.acknowledge(call.budget)
         return call.set_status == "success"
@@ -148,7 +150,6 @@ class TaskCache:
             call = self._keyed(plan, args, kwargs, Directives(only_if_cached=True))
         except Exception as error:  # noqa: BLE001 - whatever vary=, tenant= or tags= raise, the call would bypass
             return Explanation("bypass", _why_not(error), operation=plan.operation, version=plan.version)
-        plan.cache.samples.keyed(call.key, call.key_ns)
         names = [n for n, v in (("text", text), ("question", question)) if v is not None]
         return self._explained(plan, call, (*names, *map(str, options)))
 
@@ -331,9 +332,7 @@ class TaskCache:
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
         """Return the call that a worker would get."""
         args, kwargs = self._delivered(args, kwargs)
-        call = self._keyed(self.plan, args, kwargs, directives)
-        self.plan.cache.samples.keyed(call.key, call.key_ns)
-        return call
+        return self._keyed(self.plan, args, kwargs, directives)
 
     def _keyed(self, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], directives: Directives) -> Call:
         """Return the call whose body sees exactly these arguments."""

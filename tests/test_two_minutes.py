@@ -39,7 +39,7 @@ class Caller:
     def __init__(self, app: Any, client: Any, seed: int = 11) -> None:
         self.app, self.client, self.chance = app, client, random.Random(seed)
         self.cache = runtime_of(app).cache
-        self.keys, self.invalidations = Counter[str](), Counter[str]()
+        self.invalidations = Counter[str]()
 
     def call_some(self, count: int) -> None:
         """Send *count* calls, and wait for all of them."""
@@ -75,7 +75,6 @@ class Caller:
         grade.cache.invalidate(self.chance.choice(TEXTS))
         self.cache.invalidate_by_tag(f"owner:{owner}")
         file_away.cache.invalidate(text, owner)
-        self.keys.update(grade=2, file_away=1)
         self.invalidations.update({"grade": 1, "file_away": 1, "": 1})
         if self.chance.random() < 0.2:
             self.cache.invalidate_by_operation("condense")
@@ -87,8 +86,6 @@ def expected(lines: Iterable[Sums], caller: Caller) -> dict[str, Sums]:
     found: dict[str, Sums] = defaultdict(lambda: defaultdict(Counter))
     for run in lines:
         _add_run(found[run["operation"]], run)
-    for operation, count in caller.keys.items():
-        found[operation]["counts"]["key", "success", ""] += count
     for operation, count in caller.invalidations.items():
         found[operation]["counts"]["invalidate", "success", ""] += count
     return {operation: {name: dict(sums) for name, sums in of.items()} for operation, of in found.items()}
