@@ -54,6 +54,8 @@ class Explanation(NamedTuple):
     ttl_s: float = 0.0
     age_s: float = 0.0
     stored_bytes: int = 0
+    detail: str = ""
+    """Of an error: its class and the server's prefix, such as ``AuthenticationError WRONGPASS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,7 @@ class TaskCache:
             ttl_s=plan.rules.ttl_s,
             age_s=call.age_s,
             stored_bytes=call.stored_bytes,
+            detail=call.held[1] if call.held is not None and call.status == "error" else "",
         )
 
     def _has_no_server(self) -> bool:

@@ -21,6 +21,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 from aicache_tasks.reports.cli import aicache
+from aicache_tasks.reports.refusals import NOBODY
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.spans import Span
 from aicache_tasks.stores.base import Budget
@@ -500,7 +501,7 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize("command", READERS)
     def test_a_server_that_is_away_is_exit_code_1_and_one_line(self, refused_url: str, command: str) -> None:
         text = shown(make_app(refused_url), command, code=1)
-        assert text == f"Error: the cache's server, {refused_url}, does not answer: ConnectionError\n"
+        assert text == f"Error: the cache's server, {refused_url}, does not answer: ConnectionError. {NOBODY}\n"
 
     def test_a_wrong_password_is_exit_code_1_and_shows_none(self) -> None:
         with EmbeddedServer(config={"requirepass": "correct-horse"}) as server:

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy, annotate
+from aicache_tasks.reports.refusals import ADVICE, NOBODY, SLOW
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
 from tests.reported import HOSTILE, make_app, reader_of
@@ -282,6 +284,52 @@ class TestPurge:
 
     def test_a_misspelt_operation_is_an_error(self, shop: Shop) -> None:
         assert "did you mean whisper?" in shown(shop.app, "purge", "--operation", "wisper", "--yes", code=2)
+
+
+class TestAServerThatRefuses:
+    """What is refused is not called slow, and what is said to help does."""
+
+    @pytest.fixture
+    def guarded(self) -> Iterator[EmbeddedServer]:
+        with EmbeddedServer(config={"requirepass": "correct-horse"}) as server:
+            yield server
+
+    def asked(self, url: str, command: str, **settings: Any) -> str:
+        app = make_app(url, **settings)
+        app.task(shared=False, base=CachedTask, name="shout", cache=CachePolicy())(echo)
+        text: str = shown(app, command, *(("shout", *ARGS) if command != "stats" else ()), code=1)
+        assert "horse" not in text
+        return text
+
+    @pytest.mark.parametrize("command", ["peek", "explain", "stats"])
+    def test_the_login_or_the_right_is_named(self, guarded: EmbeddedServer, command: str) -> None:
+        with guarded.client() as client:
+            rights = ("-@all", "+info", "+hgetall")
+            client.execute_command("ACL", "SETUSER", "observer", "on", ">correct-horse", *rights)
+        for login, prefix in {":wrong": "WRONGPASS", "": "NOAUTH", "observer:correct-horse": "NOPERM"}.items():
+            text = self.asked(guarded.url.replace(":correct-horse@", f"{login}@" if login else ""), command)
+            assert f"answers with an error: {prefix}" in re.sub(r"\w+Error ", "", text)
+            assert ADVICE[prefix] in text
+            assert "BUDGET" not in text
+
+    @pytest.mark.parametrize("command", ["peek", "explain", "stats"])
+    def test_a_database_that_it_does_not_have_is_named(self, valkey: EmbeddedServer, command: str) -> None:
+        text = self.asked(valkey.url.rpartition("/")[0] + "/99", command)
+        assert "ResponseError ERR. Does it have a database 99?" in text
+
+    @pytest.mark.parametrize("command", ["peek", "explain"])
+    def test_a_closed_port_has_nobody_who_listens(self, refused_url: str, command: str) -> None:
+        text = self.asked(refused_url, command)
+        assert f"does not answer: ConnectionError. {NOBODY}" in text
+        assert "BUDGET" not in text
+
+    def test_only_a_frozen_one_may_need_more_time(self, own_server: EmbeddedServer) -> None:
+        own_server.pause()
+        try:
+            text = self.asked(own_server.url, "explain", aicache_budget_ms=300)
+        finally:
+            own_server.resume()
+        assert f"does not answer: TimeoutError. {SLOW} AICACHE_BUDGET_MS=5000" in text
 
 
 class TestWhichTask:

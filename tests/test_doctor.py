@@ -176,8 +176,8 @@ class TestTheCommand:
         assert {finding.level for finding in findings} == {"ok"}
         assert {finding.fix for finding in findings} == {""}
         assert [finding.check for finding in findings] == [
-            *("reachable", "version", "eviction", "persistence", "timeouts", "clock", "access", "beat", "inbox"),
-            *("switches", "models", "pickle", "results", "workers", "versions", "policies", "keys"),
+            *("reachable", "version", "role", "eviction", "persistence", "timeouts", "clock", "access"),
+            *("beat", "inbox", "switches", "models", "pickle", "results", "workers", "versions", "policies", "keys"),
         ]
         assert findings[-1].what == "the same in two processes with other hash seeds"
 
@@ -241,6 +241,24 @@ class TestTheServer:
     def test_one_that_refuses(self, refused_url: str) -> None:
         finding = one(make_app(refused_url.replace("redis://", "redis://ann:secret@")), server.reachable)
         assert (finding.level, "secret" in finding.what) == ("fail", False)
+        assert finding.fix.startswith("Nothing listens there")
+
+    def test_one_that_refuses_the_login_is_not_to_be_started(self, clinic: Clinic) -> None:
+        finding = one(make_app(clinic.cache.url.replace("correct", "battery")), server.reachable)
+        assert finding.what.endswith("answers with an error: AuthenticationError WRONGPASS")
+        assert finding.fix.startswith("Correct the user or the password in aicache_url.")
+        assert (finding.level, "horse" in repr(finding), "Start" in finding.fix) == ("fail", False, False)
+
+    def test_a_replica_refuses_writes_or_loses_them(self, valkey: EmbeddedServer, own_server: EmbeddedServer) -> None:
+        app = make_app(own_server.url)
+        assert one(app, server.role) == ("role", "ok", "it is a primary", "")
+        with own_server.client() as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", valkey.port)
+            finding = one(app, server.role)
+            assert (finding.level, finding.what) == ("fail", "it is a replica: writes are refused")
+            assert f"127.0.0.1:{valkey.port}" in finding.fix
+            client.config_set("replica-read-only", "no")
+            assert "replica that takes writes" in one(app, server.role).what
 
     @pytest.mark.parametrize(
         ("name", "version", "level"),

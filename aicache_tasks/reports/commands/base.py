@@ -29,6 +29,7 @@ from celery.bin.base import CeleryCommand
 from aicache_tasks.durations import parse_duration, shorten
 from aicache_tasks.errors import SettingsError, StoreError, UnknownPayload
 from aicache_tasks.reports.queries import Reader
+from aicache_tasks.reports.refusals import what_helps, what_it_did
 from aicache_tasks.reports.spans import Span, parse_moment
 from aicache_tasks.reports.tables import Screen
 from aicache_tasks.reports.wording import label, moment, plural
@@ -91,8 +92,13 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _unanswered(ctx: click.Context, error: StoreError) -> str:
     settings = _runtime(ctx).settings
-    did = "does not answer" if error.reason != "redis_error" else "answers with an error"
-    return f"the cache's server, {label(mask_url(settings.url or ''), 200)}, {did}: {label(error.detail, 200)}"
+    return unanswered(error, settings.url or "", what_helps(error, settings.url or ""))
+
+
+def unanswered(error: StoreError, url: str, helps: str) -> str:
+    """Return what the server at *url* did, and what helps, as an error says it."""
+    said = f"the cache's server, {label(mask_url(url), 200)}, {what_it_did(error)}"
+    return f"{said}. {helps}" if helps else said
 
 
 def _let_stdout_go() -> None:

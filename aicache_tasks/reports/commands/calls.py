@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from aicache_tasks.errors import StoreUnavailable
 from aicache_tasks.records import CacheEntry
-from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered, place_of, reader_of
+from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered, reader_of, unanswered
+from aicache_tasks.reports.refusals import is_too_late, what_helps
 from aicache_tasks.reports.wording import duration, label, money, number, plural
-from aicache_tasks.runtime import cached_tasks
+from aicache_tasks.runtime import cached_tasks, runtime_of
 from aicache_tasks.summary import SummaryRecord
 from aicache_tasks.taskcache import Explanation
 
@@ -136,11 +138,20 @@ def explained(ctx: click.Context, task: Any, args: list[Any], kwargs: dict[str, 
     except TypeError as error:  # of the signature: it has the names of parameters only
         raise Misused(f"{label(task.name)} cannot be called like this: {label(str(error), 200)}") from None
     if found.status == "error":
-        raise Unanswered(
-            f"the cache's server, {place_of(ctx)}, did not answer in time: {found.reason}; AICACHE_BUDGET_MS=5000 in "
-            "the environment gives it more"
-        )
+        raise Unanswered(_unanswered(task, found))
     return found
+
+
+def _unanswered(task: Any, found: Explanation) -> str:
+    """Say what the server did where a look-up was tried, which has a call's budget and reads answers."""
+    url = runtime_of(task.app).settings.url or ""
+    error = StoreUnavailable(found.detail or found.reason, answered=found.reason == "redis_error")
+    helps = what_helps(error, url)
+    if is_too_late(error):
+        helps = f"{helps} AICACHE_BUDGET_MS=5000 in the environment waits longer."
+    elif "NOPERM" in found.detail:
+        helps = f"{helps} This reads a stored answer, which the worker's login may, and the observer's may not."
+    return unanswered(error, url, helps)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -26,7 +26,10 @@ WHY: Final[Mapping[tuple[str, str], str]] = {
     ("miss", "expired"): "its answer's lifetime has ended",
     ("miss", "invalidated"): "its answer was stored before an invalidation: of it, its operation, a tag of it, or all",
     ("miss", "corrupt"): "what was stored is damaged, or the policy's validate= refuses it",
-    ("disabled", ""): "the cache is switched off: every call runs its body",
+    ("disabled", ""): (
+        "the cache is switched off: every call runs its body. Unless aicache_disabled is set, "
+        "`celery control cache_mode on` switches it on again"
+    ),
 }
 
 

@@ -20,8 +20,8 @@ __all__ = ["CHECKS", "Case", "Check", "Finding", "examine"]
 
 Check = Callable[[Case], Iterator[Finding]]
 CHECKS: Final[tuple[Check, ...]] = (
-    *(server.reachable, server.version, server.eviction, server.persistence, server.timeouts, server.clock),
-    server.access,
+    *(server.reachable, server.version, server.role, server.eviction, server.persistence, server.timeouts),
+    *(server.clock, server.access),
     *(records.beat, records.inbox, records.prices),
     *(application.switches, application.models, application.pickle, application.results),
     *(redbeat.times, redbeat.lock, application.redelivery),

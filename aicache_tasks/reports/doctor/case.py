@@ -104,7 +104,12 @@ class Case:
     @property
     def fault(self) -> str:
         """Why the server does not answer; empty if it does."""
-        return self._answer.detail if isinstance(self._answer, StoreError) else ""
+        return "" if self.refusal is None else self.refusal.detail
+
+    @property
+    def refusal(self) -> StoreError | None:
+        """The same as an error; None if it answers."""
+        return self._answer if isinstance(self._answer, StoreError) else None
 
     @cached_property
     def _answer(self) -> Server | StoreError:

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Final
 
 from aicache_tasks.reports.doctor.case import Case, Finding
+from aicache_tasks.reports.refusals import what_helps, what_it_did
 from aicache_tasks.reports.wording import duration, label, size
 from aicache_tasks.settings import mask_url
 
@@ -21,15 +22,17 @@ CLOCK_WARN_S: Final = 2.0
 CLOCK_FAIL_S: Final = 60.0
 BUDGET_PART: Final = 4
 """A look-up is one round trip, a miss and its store are three: one should take a fourth of the budget at most."""
+REPLICAS: Final = ("slave", "replica")
 NEVER: Final = "noeviction"
 
 
 def reachable(case: Case) -> Iterator[Finding]:
     """Does it answer?"""
     where = label(mask_url(case.url), 200)
-    if case.server is None:
-        fix = "Start it, or set aicache_url to where it is; tasks run without the cache meanwhile."
-        yield Finding("reachable", "fail", f"{where} does not answer: {label(case.fault, 100)}", fix)
+    if case.refusal is not None:
+        helps = what_helps(case.refusal, case.url) or "Look into its log, and at aicache_url."
+        fix = f"{helps} Tasks run without the cache meanwhile."
+        yield Finding("reachable", "fail", f"{where} {what_it_did(case.refusal)}", fix)
     else:
         yield Finding("reachable", "ok", f"{where} answers")
 
@@ -49,6 +52,23 @@ def version(case: Case) -> Iterator[Finding]:
     else:
         fix = "Use Redis 6.2 or Valkey 7.2, or newer."
         yield Finding("version", "fail", f"{name} {said} is too old", fix)
+
+
+def role(case: Case) -> Iterator[Finding]:
+    """Does it take writes?"""
+    if case.server is None:
+        return
+    info = case.server.info
+    if info.get("role") not in REPLICAS:
+        yield Finding("role", "ok", "it is a primary")
+        return
+    primary = f"{label(info.get('master_host', '?'), 100)}:{label(info.get('master_port', '?'), 10)}"
+    fix = f"Set aicache_url to where its primary is ({primary}), or to a name that follows a failover."
+    if info.get("slave_read_only", info.get("replica_read_only", "1")) == "0":
+        said = "it is a replica that takes writes: they are lost when it next copies its primary"
+    else:
+        said = "it is a replica: writes are refused"
+    yield Finding("role", "fail", said, fix)
 
 
 def eviction(case: Case) -> Iterator[Finding]:
