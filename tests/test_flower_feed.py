@@ -21,6 +21,7 @@ from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked
 from aicache_tasks.reports.flower.states import ADVICE
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
+from tests.faults import eventually
 from tests.reported import calls, count_up, make_app, reader_of, send
 
 DAY = Asked("24h")
@@ -177,6 +178,28 @@ class TestStates:
         kept = read(feed, app, Asked("1h"))
         assert (kept["state"], kept["total"], kept["at_s"]) == ("slow", sound["total"], sound["at_s"])
         own_server.resume()
+        feed.close()
+
+    @pytest.mark.soak
+    def test_a_frozen_server_that_goes_on_is_read_in_seconds(self, own_server: EmbeddedServer) -> None:
+        """Finding out that it was frozen took long; no longer is it said than it is so."""
+        app, feed = make_app(own_server.url), Feed(fresh_s=1.0)
+        count_up(app, calls(20, [time.time()], ["shout"]))
+        sound = read(feed, app)
+        feed.forget()
+        own_server.pause()
+        try:
+            eventually(lambda: read(feed, app)["state"] == "down", within_s=30)
+            fault = feed._fault
+            assert fault is not None
+            eventually(lambda: time.monotonic() > fault.feel_from)
+            assert read(feed, app)["state"] == "down", "it is felt for"
+        finally:
+            own_server.resume()
+        went_on = time.monotonic()
+        assert fault.until > went_on + 10
+        eventually(lambda: read(feed, app)["state"] == "ok", within_s=5)
+        assert read(feed, app)["total"] == sound["total"]
         feed.close()
 
     def test_waiting_behind_other_viewers_is_not_said_of_the_server(

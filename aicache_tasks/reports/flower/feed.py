@@ -4,7 +4,8 @@ Documents for all viewers, read beside Flower's loop.
 In: the Celery application, what a viewer asks for.   Out: the document, in bounded time, whatever the server does.
 
 One thread reads for everybody, so that ten open pages are one reader. A viewer waits `LIMIT_S` at most; one that waits
-in vain gets the figures from before, if there are any, and what is wrong. Flower's own executor stays free for Flower.
+in vain gets the figures from before, if there are any, and what is wrong. A server that is away is asked for one key
+once a second at most, and read as soon as it answers. Flower's own executor stays free for Flower.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aicache_tasks.errors import MissingExtraError, SettingsError, StoreError
 from aicache_tasks.reports.flower import snapshot
 from aicache_tasks.reports.flower.snapshot import Asked, Now
 from aicache_tasks.reports.flower.states import advice
+from aicache_tasks.reports.pulse import Pulse, pulse_of
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.reports.wording import label
 from aicache_tasks.runtime import runtime_of
@@ -39,10 +41,11 @@ Clock = Callable[[], float]
 
 
 class _Read(NamedTuple):
-    """What was read, and until when it is good."""
+    """What was read, and until when it is good; of a fault, from when on the server is felt for."""
 
     document: Document
     until: float
+    feel_from: float = 0.0
 
 
 class Feed:
@@ -61,6 +64,7 @@ class Feed:
         self._read: dict[Asked, _Read] = {}
         self._sound: dict[Asked, Document] = {}
         self._fault: _Read | None = None
+        self._pulse: Pulse | None = None
         self._now: tuple[Now, float] | None = None
         self._began = 0.0
 
@@ -100,18 +104,29 @@ class Feed:
     # In the thread.
 
     def _ask(self, app: Any, asked: Asked) -> _Read:
-        if self._fault is not None and self._clock() < self._fault.until:
+        if self._fault is not None and self._is_still(self._fault, app):
             return self._fault  # a server that is away is asked once for all documents
         began = self._began = self._clock()
         document = self._document(app, asked)
-        read = _Read(document, self._good_until(began))
-        for documents in (self._read, self._sound):
-            _make_room(documents)
-        self._read[asked] = read
+        read = _Read(document, self._good_until(began), self._clock() + self._fresh_s)
         self._fault = read if document["state"] in FAULTS else None
         if self._fault is None:
-            self._sound[asked] = document
+            self._keep(asked, read)
         return read
+
+    def _keep(self, asked: Asked, read: _Read) -> None:
+        for documents in (self._read, self._sound):
+            _make_room(documents)
+        self._read[asked], self._sound[asked] = read, read.document
+
+    def _is_still(self, fault: _Read, app: Any) -> bool:
+        """Say whether *fault* holds: for long where finding it took long, but not once the server answers."""
+        now = self._clock()
+        if now >= fault.until:
+            return False
+        if self._pulse is None:
+            self._pulse = pulse_of(lambda: runtime_of(app).cache.parts)
+        return now < fault.feel_from or bool(self._pulse.get().fault)
 
     def _document(self, app: Any, asked: Asked) -> Document:
         try:
