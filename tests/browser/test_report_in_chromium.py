@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aicache_tasks.codec import encode_meta
+from aicache_tasks.records import EntryMeta
 from aicache_tasks.testing import EmbeddedServer
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.browser.test_tab_in_chromium import MARKUP, axe
@@ -64,3 +66,25 @@ def check(page: Page, theme: str) -> None:
     page.get_by_role("button", name="Operation").click()
     assert sorted(before) == sorted(rows.all_inner_texts())
     assert page.locator("#aic-operations th[aria-sort]").inner_text().startswith("Operation")
+
+
+def test_what_has_no_price_has_no_cost_as_on_the_command_line(chromium: Browser, tmp_path: Path) -> None:
+    now_s, path = time.time(), tmp_path / "cache.html"
+    free = encode_meta(EntryMeta("m-2", {"input_tokens": 100}, None, 3_000_000_000, 100))
+    with EmbeddedServer() as server:
+        app = make_app(server.url, aicache_prices={"version": "7", "currency": "USD", "models": {}})
+        count_up(app, calls(50, [now_s], ["shout"]))
+        count_up(app, [sample._replace(meta=free if sample.meta else b"") for sample in calls(50, [now_s], ["free"])])
+        assert run(app, "report", "--html", str(path)).exit_code == 0
+    page = chromium.new_page(viewport={"width": 1600, "height": 900})
+    try:
+        page.goto(path.as_uri())
+        page.locator("#aic-operations tbody tr").first.wait_for()
+        heads = [text.split()[0:2] for text in page.locator("#aic-operations thead th").all_inner_texts()]
+        at = heads.index(["Money", "saved"])
+        rows = [row.locator("th, td").all_inner_texts() for row in page.locator("#aic-operations tbody tr").all()]
+    finally:
+        page.close()
+    shown = {row[0]: row[at] for row in rows}
+    assert shown["free"] == "-"
+    assert shown["shout"].endswith(" USD")

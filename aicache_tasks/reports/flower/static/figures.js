@@ -14,11 +14,12 @@ const tokens = (ledger) => sum(ledger.tokens);
 const took = (figures, step, rank) => figures.steps[step]?.[`${rank}_ns`] ?? null;
 const called = (figures, status) => Object.values(figures.counts.get?.[status] ?? {}).reduce((sum, count) => sum + count, 0);
 const errors = (figures) => called(figures, "error");
+const paid = (cost, currency) => (cost ? money(cost, currency) : NOTHING); // without a price there is no cost, rather than one of 0
 const disabled = (figures) => called(figures, "disabled");
 
 export function cards(element, shown) {
   const { total, all_time: ever } = shown, all = shown.span.name === "all";
-  const since = (text) => (all ? "" : `all time ${text}`), amount = (cost) => money(cost, shown.currency);
+  const since = (text) => (all ? "" : `all time ${text}`), amount = (cost) => paid(cost, shown.currency);
   const versions = Object.keys({ ...total.saved.cost_by_prices, ...total.spent.cost_by_prices }).filter(Boolean).sort(), unpriced = sum(total.spent.unpriced);
   const card = (label, value, lines, kind = "") => h("article", { class: `metric-card ${kind}` },
     h("h2", { class: "metric-label" }, label), h("p", { class: "metric-value" }, value),
@@ -53,8 +54,8 @@ export function operations(element, shown, actions) {
     rows.some(disabled) ? { head: "Switched off", wide: true, text: (row) => (disabled(row) ? number(disabled(row)) : NOTHING), value: disabled, title: "Calls while the cache was switched off" } : null,
     { head: "Time saved", text: (row) => seconds(row.saved.seconds), value: (row) => row.saved.seconds },
     counted ? { head: "Tokens saved", wide: true, text: (row) => number(tokens(row.saved)), value: (row) => tokens(row.saved) } : null,
-    costs ? { head: "Money saved", wide: true, text: (row) => money(row.saved.cost, shown.currency), value: (row) => row.saved.cost } : null,
-    costs ? { head: "Money spent", wide: true, spare: true, text: (row) => money(row.spent.cost, shown.currency), value: (row) => row.spent.cost } : null,
+    costs ? { head: "Money saved", wide: true, text: (row) => paid(row.saved.cost, shown.currency), value: (row) => row.saved.cost } : null,
+    costs ? { head: "Money spent", wide: true, spare: true, text: (row) => paid(row.spent.cost, shown.currency), value: (row) => row.spent.cost } : null,
     { head: "Look-up p95", wide: true, text: (row) => duration(took(row, "get", "p95")), value: (row) => took(row, "get", "p95") },
     { head: "Compute p50", wide: true, spare: true, text: (row) => duration(took(row, "compute", "p50")), value: (row) => took(row, "compute", "p50") },
     { head: "Compute p95", wide: true, text: (row) => duration(took(row, "compute", "p95")), value: (row) => took(row, "compute", "p95") },
