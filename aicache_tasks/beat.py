@@ -28,6 +28,8 @@ TASK: Final = "aicache_tasks.rollup"
 ENTRY: Final = "aicache-rollup"
 LEAST_EXPIRES_S: Final = 600.0
 EXPIRES_PERIODS: Final = 10
+LATE_PERIODS: Final = 3
+LEAST_LATE_S: Final = 180.0
 _MAX_DIGITS: Final = 15
 _ASKED: Final = "asked_s"
 """Field of the inbox's state: when beat, or somebody, last asked for a roll-up."""
@@ -205,6 +207,15 @@ def _note_that_it_was_asked_for(summaries: Summaries) -> None:
     ((held,),) = summaries.ask(summaries.inbox.fetch, [(summaries.keys.state, [_ASKED])])
     now_s = summaries.ask(summaries.inbox.head, 0).now_ms // 1000
     summaries.ask(summaries.inbox.swap, summaries.keys.state, _ASKED, held, b"%d" % now_s)
+
+
+def late_s(period_s: float) -> float:
+    """Return after how long beat, which should ask every *period_s*, is taken to be away.
+
+    >>> late_s(5), late_s(600)
+    (180.0, 1800)
+    """
+    return max(LATE_PERIODS * period_s, LEAST_LATE_S)
 
 
 def since_asked_s(summaries: Summaries) -> float | None:

@@ -19,6 +19,7 @@ def log_call(info: CallInfo, task_name: str, request: Any) -> None:
     if not CALLS.isEnabledFor(logging.DEBUG):
         return
     said = {"task": task_name, "task_id": getattr(request, "id", None), **info._asdict()}
+    stored = f"{info.set_status} {info.set_reason}".rstrip()
     text = "aicache.call %s of %r in %s: key %.3f ms, get %.3f ms, compute %.3f ms, set %.3f ms %s"
     status, times = f"{info.status} {info.reason}".rstrip(), (info.key_ms, info.get_ms, info.compute_ms, info.set_ms)
-    CALLS.debug(text, status, info.operation, task_name, *times, info.set_status, extra={"aicache": said})
+    CALLS.debug(text, status, info.operation, task_name, *times, stored, extra={"aicache": said})

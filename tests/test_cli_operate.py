@@ -18,7 +18,9 @@ from celery import Celery
 from aicache_tasks import CachedTask, CachePolicy, annotate
 from aicache_tasks.reports.refusals import ADVICE, NOBODY, SLOW
 from aicache_tasks.runtime import runtime_of
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
+from tests.faults import eventually
 from tests.reported import HOSTILE, make_app, reader_of
 from tests.test_cli import CELERY, ORDERS, environ_of, path, read, run, shown
 
@@ -145,6 +147,15 @@ class TestExplain:
         runtime_of(shop.app).cache.invalidate_by_tag("loud")
         assert "before an invalidation" in shown(shop.app, "explain", "shout", *ARGS)
 
+    def test_a_cache_that_is_off_is_said_with_what_switches_it_on(self, shop: Shop) -> None:
+        mode = runtime_of(shop.app).cache.parts.mode
+        mode.switch(off=True, budget=Budget(5))
+        eventually(lambda: bool(shop.shout("other")) and mode.is_off)  # a process looks once a second
+        text = shown(shop.app, "explain", "shout", *ARGS)
+        mode.switch(off=False, budget=Budget(5))
+        assert text.startswith("disabled: the cache is switched off: ")
+        assert "`celery control cache_mode on`" in text
+
     def test_a_call_that_cannot_be_keyed_says_why(self, shop: Shop) -> None:
         @shop.app.task(shared=False, base=CachedTask, name="shop.odd", cache=CachePolicy(vary=lambda: 1 / 0))
         def odd(text: str) -> str:
@@ -253,7 +264,9 @@ class TestPurge:
         assert text.startswith("2 answers in redis://")
         assert text.endswith("; --yes erases them\n")
         assert read(shop.app, "purge") == {"dry_run": True, "operation": None, "found": 2, "erased": 0}
-        assert shown(shop.app, "purge", "--dry-run", "--yes").startswith("2 answers")
+        dry = shown(shop.app, "purge", "--dry-run", "--yes")
+        assert dry.startswith("2 answers")
+        assert dry.endswith("; --yes, without --dry-run, erases them\n")
         assert answers(shop.app) == 2
 
     def test_with_yes_the_bytes_go_and_the_records_stay(self, shop: Shop) -> None:

@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy
-from aicache_tasks.beat import roll_up
+from aicache_tasks.beat import roll_up, since_asked_s
 from aicache_tasks.codec import encode_meta
 from aicache_tasks.records import EntryMeta, Sample
 from aicache_tasks.reports import doctor
@@ -32,6 +32,7 @@ from aicache_tasks.reports.doctor import (
     workers,
 )
 from aicache_tasks.reports.doctor.case import Replies, _answered, said_by, without_login
+from aicache_tasks.reports.flower.snapshot import _is_late
 from aicache_tasks.runtime import reset_runtime
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
@@ -381,6 +382,18 @@ class TestTheRecords:
         assert (finding.level, "and should be every 1 min" in finding.what) == ("fail", True)
         app = make_app(valkey.url, aicache_rollup_period_s=600)
         assert one(app, records.beat).level == "ok"
+
+    @pytest.mark.parametrize(("ago_s", "is_late"), [(100, False), (200, True)])
+    def test_stats_and_the_tab_call_a_beat_late_when_the_doctor_does(
+        self, valkey: EmbeddedServer, client: Any, ago_s: int, is_late: bool
+    ) -> None:
+        app = make_app(valkey.url, aicache_rollup_period_s=5)
+        send_samples(app, look_up(time.time(), "shout", hit=True, took_ns=1000))
+        roll_up(app)
+        client.hset(reader_of(app).summaries.keys.state, "asked_s", int(time.time() - ago_s))
+        assert (one(app, records.beat).level == "fail") is is_late
+        assert ("is beat running?" in run(app, "stats").stdout) is is_late
+        assert _is_late(since_asked_s(reader_of(app).summaries), reader_of(app).settings) is is_late
 
     def test_what_waits_too_long(self, valkey: EmbeddedServer, client: Any) -> None:
         app = make_app(valkey.url)

@@ -240,6 +240,15 @@ class TestTellingOfIt:
         assert "compute 0.000 ms" not in asked + missed
         assert "canary" not in asked + missed
 
+    def test_the_log_says_why_an_answer_was_not_stored(self, app: Celery, said: Callable[[], list[str]]) -> None:
+        @app.task(base=CachedTask, cache=CachePolicy(operation="no", store_if=lambda _: False), name="no", shared=False)
+        def refused(text: str) -> str:
+            return text
+
+        refused("a")
+        (line,) = said()
+        assert line.endswith(" ms skipped store_if")
+
     def test_a_model_without_a_price_is_warned_of_once(self, app: Celery, caplog: pytest.LogCaptureFixture) -> None:
         @app.task(base=CachedTask, cache=CachePolicy(operation="else"), name="else", shared=False)
         def elsewhere(text: str) -> None:

@@ -50,7 +50,7 @@ def purge(ctx: click.Context, operation: str | None, dry_run: bool, rate: float,
         if as_json:
             echo_json({"dry_run": True, "operation": operation, "found": found, "erased": 0})
         else:
-            hint = "; --yes erases them" if found else ""
+            hint = f"; --yes{', without --dry-run,' if dry_run else ''} erases them" if found else ""
             screen_of(ctx).line(f"{_answers(found)} {where}{hint}")
         return
     with progress_bar("erasing") as progress:

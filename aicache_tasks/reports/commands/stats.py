@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from aicache_tasks.alerts import AlertState, current
-from aicache_tasks.beat import since_asked_s
+from aicache_tasks.beat import late_s, since_asked_s
 from aicache_tasks.reports import rows
 from aicache_tasks.reports.commands.base import as_json as json_option
 from aicache_tasks.reports.commands.base import command, echo_json, nothing_yet, place_of, reader_of, screen_of
@@ -32,9 +32,6 @@ from aicache_tasks.stores.base import StoreInfo
 from aicache_tasks.summary import SummaryRecord
 
 SWITCHED_OFF: Final = "the cache is switched off by cache_mode: every call runs its body"
-LATE_PERIODS: Final = 3
-"""When nobody has asked for a roll-up in so many periods, beat is taken to be away."""
-
 SEE_ASIDE: Final = "of another version? see Entries set aside in docs/operations.md"
 
 
@@ -105,7 +102,7 @@ def _lines(now: Now, settings: Settings) -> Iterator[str]:
     period_s = settings.rollup_period_s
     if now.asked_s is None:
         yield "nobody has asked for a roll-up yet: is beat running?"
-    elif period_s and now.asked_s > LATE_PERIODS * period_s:
+    elif period_s and now.asked_s > late_s(period_s):
         yield f"the last roll-up was asked for {duration(now.asked_s * 1e9)} ago: is beat running?"
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from aicache_tasks.beat import ENTRY, since_asked_s
+from aicache_tasks.beat import ENTRY, late_s, since_asked_s
 from aicache_tasks.reports.doctor.case import Case, Finding
 from aicache_tasks.reports.queries import total_of
 from aicache_tasks.reports.spans import Span
 from aicache_tasks.reports.wording import duration, label, plural, size
 
-LATE_PERIODS: Final = 3
-LEAST_LATE_S: Final = 180.0
 NEARLY: Final = 0.5
 FULL: Final = 0.9
 DAY_S: Final = 86_400.0
@@ -37,7 +35,7 @@ def beat(case: Case) -> Iterator[Finding]:
     ago = f"a roll-up was asked for {duration(asked_s * 1e9)} ago"
     if not case.settings.rollup_period_s or ENTRY not in case.app.conf.beat_schedule:
         yield Finding("beat", "ok", f"{ago}; the schedule is yours")
-    elif asked_s > late_s(case):
+    elif asked_s > late_s(case.settings.rollup_period_s):
         period = duration(case.settings.rollup_period_s * 1e9)
         yield Finding("beat", "fail", f"{ago}, and should be every {period}", RUN_BEAT)
     else:
@@ -57,7 +55,7 @@ def inbox(case: Case) -> Iterator[Finding]:
         yield Finding(
             "inbox", "fail" if level == "fail" else "warn", f"{said}: {size(cap)} is all that may wait", count
         )
-    elif waits.age_s > late_s(case):
+    elif waits.age_s > late_s(case.settings.rollup_period_s):
         yield Finding("inbox", "warn", f"{said} for {duration(waits.age_s * 1e9)}", f"{RUN_BEAT} {count}")
     else:
         yield Finding("inbox", "ok", said)
@@ -78,8 +76,3 @@ def prices(case: Case) -> Iterator[Finding]:
     models = ", ".join(label(name) if name else "no model" for name in sorted(total.spent.unpriced)[:MOST_MODELS])
     fix = "Add them to aicache_prices['models'], and change its version; what they took before that has no cost."
     yield Finding("prices", "warn", f"models took tokens and have no price: {models}", fix)
-
-
-def late_s(case: Case) -> float:
-    """Return after how long something is late."""
-    return max(LATE_PERIODS * case.settings.rollup_period_s, LEAST_LATE_S)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from aicache_tasks.alerts import AlertState, current
-from aicache_tasks.beat import since_asked_s
+from aicache_tasks.beat import late_s, since_asked_s
 from aicache_tasks.reports.flower.states import OK
 from aicache_tasks.reports.queries import ALL, Live, Reader, top, total_of
 from aicache_tasks.reports.rows import figures, figures_json
@@ -39,9 +39,6 @@ MOST_WORKERS: Final = 200
 TOP: Final = 5
 TOPS: Final = ("saved", "cost", "slow", "compute")
 _WORTH: Final = ("operation", "label", "hits", "saved", "steps")
-LATE_PERIODS: Final = 3
-"""When something waits for so many periods of the roll-up, the figures are stale."""
-LEAST_LATE_S: Final = 180.0
 
 
 class Asked(NamedTuple):
@@ -108,7 +105,7 @@ def state_of(now: Now, settings: Settings) -> str:
     live = now.live
     if not live.totals:
         return "empty"
-    if live.backlog.age_s > max(LATE_PERIODS * settings.rollup_period_s, LEAST_LATE_S):
+    if live.backlog.age_s > late_s(settings.rollup_period_s):
         return "stale"
     is_all_waiting = total_of(live.totals.values()).counts == total_of(live.waiting.totals.values()).counts
     return "waiting" if is_all_waiting else OK
@@ -226,7 +223,7 @@ def _switched_off_by(live: Live, settings: Settings) -> str | None:
 
 def _is_late(asked_s: float | None, settings: Settings) -> bool:
     period_s = settings.rollup_period_s
-    return bool(period_s) and (asked_s is None or asked_s > max(LATE_PERIODS * period_s, LEAST_LATE_S))
+    return bool(period_s) and (asked_s is None or asked_s > late_s(period_s))
 
 
 def _busiest(workers: Mapping[str, Sequence[SummaryRecord]]) -> list[tuple[str, Sequence[SummaryRecord]]]:
