@@ -197,7 +197,10 @@ class TestFigures:
 
     @pytest.mark.parametrize("asked", [{"span": "2h"}, {"span": "<b>"}, {"operation": "x" * 900}])
     def test_what_cannot_be_asked_is_refused(self, flowers: SimpleNamespace, asked: dict[str, str]) -> None:
-        assert flowers.guarded.get(f"/aicache/data?{urlencode(asked)}").status == 400
+        why = "no operation has so long a name" if "operation" in asked else "span must be one of 1h, 24h, 30d, all"
+        for path in ("/aicache/data", "/aicache/operations.csv", "/api/aicache"):
+            reply = flowers.guarded.get(f"{path}?{urlencode(asked)}")
+            assert (reply.status, reply.json) == (400, {"error": why})
 
 
 class TestHostileNames:

@@ -86,7 +86,19 @@ class PageView(TabHandler):
         self.render("aicache.html", spans=[*SPANS, ALL_TIME], default_span=DEFAULT_SPAN)
 
 
-class DataView(TabHandler):
+class JsonView(TabHandler):
+    """What a script reads."""
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with the reason as JSON: a script reads it."""
+        if status_code == 401:
+            super().write_error(status_code, **kwargs)
+            return
+        self.set_header("Content-Type", "application/json")
+        self.finish({"error": self._reason})
+
+
+class DataView(JsonView):
     """The page's data."""
 
     @authenticated
@@ -99,7 +111,7 @@ class DataView(TabHandler):
         self.write(document)
 
 
-class CsvView(TabHandler):
+class CsvView(JsonView):
     """One of the page's tables as CSV."""
 
     @authenticated
@@ -115,8 +127,13 @@ class CsvView(TabHandler):
         self.write(csv_of(document, table))
 
 
-class ApiView(BaseApiHandler, TabHandler):  # type: ignore[misc]
+class ApiView(BaseApiHandler, JsonView):  # type: ignore[misc]
     """The same data under Flower's API, by its rules."""
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer as Flower's API where nobody is let in, else with the reason."""
+        answer = BaseApiHandler if status_code == 401 else JsonView
+        answer.write_error(self, status_code, **kwargs)
 
     @authenticated
     async def get(self) -> None:
@@ -126,7 +143,7 @@ class ApiView(BaseApiHandler, TabHandler):  # type: ignore[misc]
         self.write(document)
 
 
-class InvalidateView(TabHandler):
+class InvalidateView(JsonView):
     """Takes an operation out of force."""
 
     _thread: Final = ThreadPoolExecutor(1, "aicache-invalidate")
@@ -179,14 +196,6 @@ class InvalidateView(TabHandler):
             return ""
         credentials = self.request.headers["Authorization"].split()[1]
         return b64decode(credentials).decode().partition(":")[0]
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer with the reason as JSON: a script reads it."""
-        if status_code == 401:
-            super().write_error(status_code, **kwargs)
-            return
-        self.set_header("Content-Type", "application/json")
-        self.finish({"error": self._reason})
 
 
 def _invalidate(app: Any, operation: str) -> None:
