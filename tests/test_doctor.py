@@ -592,6 +592,13 @@ class TestTheWorkers:
         assert (finding.level, "the broker does not answer" in finding.what) == ("warn", True)
         assert time.monotonic() - began < 20
 
+    def test_a_broker_that_refuses_the_login(self, clinic: Clinic) -> None:
+        app = make_app(clinic.queue.url)
+        app.conf.broker_url = clinic.cache.url.replace("correct", "battery")
+        finding = one(app, workers.answers)
+        assert (finding.level, finding.what) == ("warn", "the broker refuses: AuthenticationError")
+        assert "login" in finding.fix
+
     def test_a_frozen_broker_does_not_freeze_the_doctor(
         self, valkey: EmbeddedServer, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

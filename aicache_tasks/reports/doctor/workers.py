@@ -17,6 +17,8 @@ KEYED: Final = ("operation", "version", "ignore", "vary")
 MOST: Final = 5
 """Workers, and tasks of one, that are told of one by one."""
 MEND: Final = "Mend the settings there, or the task's cache=."
+REFUSED: Final = ("Authentication", "AccessRefused", "NoPermission", "ResponseError")
+"""In the names of what brokers' clients raise for a login, or for a right that it has not."""
 Answer = Mapping[str, Any]
 
 
@@ -24,8 +26,9 @@ def answers(case: Case) -> Iterator[Finding]:
     """Does every worker answer?"""
     replies = case.replies
     if replies.fault:
-        fix = "Is the broker up, and broker_url right? Workers could not be compared."
-        yield Finding("workers", "warn", f"the broker does not answer: {label(replies.fault)}", fix)
+        fix = "Is the broker up, and broker_url right, with its login? Workers could not be compared."
+        did = "refuses" if any(word in replies.fault for word in REFUSED) else "does not answer"
+        yield Finding("workers", "warn", f"the broker {did}: {label(replies.fault)}", fix)
         return
     if not replies.each:
         fix = "Start one; what it makes of policies could not be compared."
