@@ -25,9 +25,10 @@ install(app)
 
 
 @worker_init.connect
-def tell_soon(**_: Any) -> None:
-    """States do not matter here. Not at import: tests import this module too."""
-    events.DELAY_S = 0.5  # type: ignore[misc]
+def tell_soon(sender: Any, **_: Any) -> None:
+    """States do not matter here. Not at import, nor for any worker: tests import this module too."""
+    if sender.app is app:
+        events.DELAY_S = 0.5  # type: ignore[misc]
 
 
 @after_setup_logger.connect
