@@ -328,7 +328,7 @@ class TestAServerThatRefuses:
     @pytest.mark.parametrize("command", ["peek", "explain", "stats"])
     def test_a_database_that_it_does_not_have_is_named(self, valkey: EmbeddedServer, command: str) -> None:
         text = self.asked(valkey.url.rpartition("/")[0] + "/99", command)
-        assert "ResponseError ERR. Does it have a database 99?" in text
+        assert re.search(r"ResponseError( ERR)?\. Does it have a database 99\?", text)  # redis-py 6 has no ERR
 
     @pytest.mark.parametrize("command", ["peek", "explain"])
     def test_a_closed_port_has_nobody_who_listens(self, refused_url: str, command: str) -> None:

@@ -25,6 +25,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "InvalidResponse": "What answers there is no Redis: set aicache_url to where one is.",
 }
 """By the server's prefix, or the class of the driver's error."""
+_PLAIN: Final = ("ResponseError ERR", "ResponseError")  # redis-py 6 takes the prefix away
 NOBODY: Final = "Nothing listens there, or it hangs up: start it, or set aicache_url to where it is."
 TOO_MANY: Final = "It has as many clients as it takes: raise its maxclients."
 SLOW: Final = "It is frozen, overloaded, far away, or shut off by a firewall."
@@ -52,7 +53,7 @@ def what_helps(error: StoreError, url: str) -> str:
     if error.detail.startswith("ConnectionError"):
         return NOBODY if error.reason != "redis_error" else TOO_MANY
     database = _database(url)
-    if error.detail == "ResponseError ERR" and database not in ("", "0"):
+    if error.detail in _PLAIN and database not in ("", "0"):
         return f"Does it have a database {database}? Most have 0 to 15, a Cluster has 0 only; aicache_url names it."
     return ""
 
