@@ -17,6 +17,8 @@ from tests import faults
 from tests.caches import ANSWER, DEFAULT_BUDGETS, TEXT, Clock, gets, live_cache, sets, wound_cache
 from tests.faults import FaultProxy, black_hole, eventually
 
+pytestmark = pytest.mark.usefixtures("steady_heap")  # durations are held to a call's budget
+
 BUDGET_MS = 50
 QUICK = {**DEFAULT_BUDGETS, "aicache_breaker_min_s": 0.4}
 SLACK_S = 0.15

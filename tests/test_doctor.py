@@ -550,7 +550,7 @@ class TestTheApplication:
         [
             (None, "fail", "never runs out: no other beat takes over"),
             (600, "warn", "for 10 min more, longer than redbeat_lock_timeout, 30 s"),
-            (20, "ok", "nobody knows whose) for 20 s more"),
+            (20, "ok", r"nobody knows whose\) for (20|19\.\d+) s more"),  # time passes meanwhile
         ],
     )
     def test_a_redbeat_s_lock_that_stays(
@@ -559,7 +559,8 @@ class TestTheApplication:
         app.conf.update(redbeat_redis_url=valkey.url, redbeat_lock_key=":beat", redbeat_lock_timeout=30)
         client.set("redbeat::beat", "junk", ex=ttl_s)
         finding = one(app, redbeat.lock)
-        assert (finding.level, said in finding.what) == (level, True), finding
+        assert finding.level == level
+        assert re.search(said, finding.what)
 
     def test_a_redbeat_s_server_that_is_away_and_one_without_a_lock(self, app: Celery, refused_url: str) -> None:
         app.conf.update(redbeat_redis_url=refused_url.replace("redis://", "redis://ann:secret@"))

@@ -38,7 +38,7 @@ SECRET = "Zanzibar-4711"
 """In every reply that is not an answer."""
 KEY = "sk-stub-0815"
 REFUSAL = f"I'm sorry, I cannot help: {SECRET}"
-TIMEOUT_S = 0.25
+TIMEOUT_S = 0.5
 """Of the failures that end by time; all else has long enough on a busy machine."""
 
 
