@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from aicache_tasks.outbox import background
 from aicache_tasks.stores.base import Budget, Store
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
 from tests import rights
+from tests.caches import forget_samples
 from tests.faults import free_port
 
 
@@ -60,12 +60,6 @@ def steady_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-def forget_samples() -> None:
-    """Drop what waits here: caches of earlier tests would send it to a server that a later test has emptied."""
-    for outbox in list(background._OUTBOXES):
-        outbox.after_fork()
 
 
 @pytest.fixture(scope="session")

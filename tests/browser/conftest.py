@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 from celery import Celery
 
+from aicache_tasks.outbox import background
 from aicache_tasks.testing import EmbeddedServer
+from tests.caches import forget_samples
 from tests.faults import eventually
 from tests.flower_process import PASSWORD, ROOT, USER, FlowerProcess, conf_of_the_package, running
 from tests.reported import make_app, reader_of
@@ -190,7 +192,12 @@ class Lab:
         self.begin()
 
     def begin(self) -> None:
-        """Take an application that knows of no fault, empty the server, and wait until Flower has noticed."""
+        """Take an application that knows of no fault, empty the server, and wait until Flower has noticed.
+
+        What the last test's application recorded is sent first: a second later it would be counted in this test.
+        """
+        background.flush_all()
+        forget_samples()
         self.app = make_app(self.server.url, aicache_namespace=NAMESPACE)
         self.reader = reader_of(self.app)
         with self.server.client() as client:
@@ -205,6 +212,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         conf = folder / "flowerconfig.py"
         conf.write_text(IMPATIENT)
         environ = {"AICACHE_URL": server.url, "AICACHE_TEST_BROKER": broker.url, "AICACHE_NAMESPACE": NAMESPACE}
+        environ["AICACHE_SHIP_EVERY"] = "1"  # what it records of an invalidation does not come in the next test
         guard = f"--basic_auth={USER}:{PASSWORD}"
         flower = FlowerProcess(folder, conf, guard, environ=environ, prefix="/ops")
         with running(flower):
