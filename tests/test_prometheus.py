@@ -386,7 +386,7 @@ class TestTheCommand:
         port = free_port()
         command = [CELERY, "-A", "shopapp", "aicache", "metrics", "--port", str(port)]
         given = {"cwd": path, "env": environ_of(path, valkey.url), "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, **given) as process:
+        with subprocess.Popen(command, preexec_fn=heed_interrupts, **given) as process:
             try:
                 eventually(lambda: b"aicache_up 1.0" in fetch(port), within_s=30)
                 assert b'aicache_lookups_total{operation="shout"' in fetch(port)
@@ -415,6 +415,11 @@ class TestTheCommand:
         done = run(app, "metrics", "--once")
         assert done.exit_code == 2
         assert "pip install 'aicache-tasks[metrics]'" in done.output
+
+
+def heed_interrupts() -> None:
+    """Let SIGINT end a child also if this process ignores it, as one does that a shell started with ``&``."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def fetch(port: int) -> bytes:
