@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -381,12 +381,20 @@ class TestTheCommand:
         assert done.exit_code == 1
         assert "aicache_up 0.0" in done.stdout
 
+    @pytest.fixture
+    def heeding(self) -> Iterator[None]:
+        """Have children end at SIGINT also if this process ignores it, as one does that a shell started with ``&``."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
+    @pytest.mark.usefixtures("heeding")
     def test_it_serves_until_it_is_stopped(self, path: Any, valkey: EmbeddedServer) -> None:
         count_up(make_app(valkey.url), calls(20, [time.time()], ["shout"]))
         port = free_port()
         command = [CELERY, "-A", "shopapp", "aicache", "metrics", "--port", str(port)]
         given = {"cwd": path, "env": environ_of(path, valkey.url), "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, preexec_fn=heed_interrupts, **given) as process:
+        with subprocess.Popen(command, **given) as process:
             try:
                 eventually(lambda: b"aicache_up 1.0" in fetch(port), within_s=30)
                 assert b'aicache_lookups_total{operation="shout"' in fetch(port)
@@ -415,11 +423,6 @@ class TestTheCommand:
         done = run(app, "metrics", "--once")
         assert done.exit_code == 2
         assert "pip install 'aicache-tasks[metrics]'" in done.output
-
-
-def heed_interrupts() -> None:
-    """Let SIGINT end a child also if this process ignores it, as one does that a shell started with ``&``."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def fetch(port: int) -> bytes:
