@@ -212,7 +212,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         conf = folder / "flowerconfig.py"
         conf.write_text(IMPATIENT)
         environ = {"AICACHE_URL": server.url, "AICACHE_TEST_BROKER": broker.url, "AICACHE_NAMESPACE": NAMESPACE}
-        environ["AICACHE_SHIP_EVERY"] = "1"  # what it records of an invalidation does not come in the next test
+        environ["AICACHE_SAMPLES"] = "off"  # or what it records of an invalidation would be counted in the next test
         guard = f"--basic_auth={USER}:{PASSWORD}"
         flower = FlowerProcess(folder, conf, guard, environ=environ, prefix="/ops")
         with running(flower):
