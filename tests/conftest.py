@@ -123,7 +123,7 @@ def store(request: pytest.FixtureRequest, get_server: Callable[[str], EmbeddedSe
     if request.param == "memory":
         yield MemoryStore(lambda: 1_000.0)
         return
-    redis_store = RedisStore(get_server(request.param).url)
+    redis_store = RedisStore(rights.url_for_a_store(get_server(request.param)))
     yield redis_store
     redis_store.close()
 

@@ -11,9 +11,9 @@ LOGIN = {"username": "tests", "password": "tests"}
 ACL = Path(__file__).parent.parent / "deploy" / "valkey" / "cache.acl"
 EVERY_NAMESPACE = "~{*"
 BESIDE_THE_CACHE = "(~[^{]* &* +@all -@dangerous -@admin -scan -dbsize -time -randomkey +config|get +psync +replconf)"
-"""What a broker, a result backend and a test's own keys need on the same server: nothing of the cache's keys, and no
-command without a key that the cache's rights could lack; but for what the doctor goes on
-without, and what a replica asks."""
+"""What a broker, a result backend and a test's own keys need on the same server: nothing of the cache's keys. A command
+without a key is the cache's too if Celery needs it, such as MULTI, PUBLISH and SCRIPT LOAD; a store at `url_for_a_store`
+has none of these."""
 
 
 def lines() -> dict[str, list[str]]:
@@ -25,6 +25,14 @@ def lines() -> dict[str, list[str]]:
 def rights(user: str) -> list[str]:
     """Return what *user* may: patterns of keys and commands."""
     return [rule for rule in lines()[user] if rule[0] in "~+-"]
+
+
+def url_for_a_store(server: EmbeddedServer) -> str:
+    """Return *server*'s URL with a login that may use any key, and no command but those of ``aicache-admin``."""
+    with server.client() as client:
+        add_user(client, "store", "aicache-admin")
+        client.execute_command("ACL", "SETUSER", "store", "~*")
+    return f"redis://store:any@127.0.0.1:{server.port}/0"
 
 
 def add_user(client: Any, name: str, user: str, password: str = "any") -> None:

@@ -18,7 +18,7 @@ from aicache_tasks.summaries import Summaries
 from aicache_tasks.testing import EmbeddedServer
 from tests.caches import live_cache
 from tests.reported import calls, count_up, make_app, reader_of, send
-from tests.rights import add_user, lines
+from tests.rights import add_user, lines, url_for_a_store
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
 ROLES = ["aicache-worker", "aicache-observer", "aicache-admin"]
@@ -182,6 +182,12 @@ FORBIDDEN = [(role, what) for role in ROLES for what in NOT_THEIRS if (role, wha
 def test_none_of_them_may(role: str, what: str, login: Login) -> None:
     with EmbeddedServerClient(login(role)) as client, pytest.raises(NoPermissionError):
         client.execute_command(*NOT_THEIRS[what])
+
+
+@pytest.mark.parametrize("words", [("MULTI",), ("PUBLISH", "x", "y"), ("SCRIPT", "LOAD", "return 1"), ("PING",)])
+def test_a_store_under_test_lacks_what_celery_may_on_the_same_server(words: Any, each_server: EmbeddedServer) -> None:
+    with EmbeddedServerClient(url_for_a_store(each_server)) as client, pytest.raises(NoPermissionError):
+        client.execute_command(*words)
 
 
 @pytest.mark.parametrize("role", ROLES)
