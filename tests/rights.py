@@ -12,8 +12,8 @@ ACL = Path(__file__).parent.parent / "deploy" / "valkey" / "cache.acl"
 EVERY_NAMESPACE = "~{*"
 BESIDE_THE_CACHE = "(~[^{]* &* +@all -@dangerous -@admin -scan -dbsize -time -randomkey +config|get +psync +replconf)"
 """What a broker, a result backend and a test's own keys need on the same server: nothing of the cache's keys. A command
-without a key is the cache's too if Celery needs it, such as MULTI, PUBLISH and SCRIPT LOAD; a store at `url_for_a_store`
-has none of these."""
+without a key is the cache's too if Celery needs it, such as MULTI, PUBLISH and SCRIPT LOAD; a store that is opened at
+`url_for_a_store` has none of these."""
 
 
 def lines() -> dict[str, list[str]]:
