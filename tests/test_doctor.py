@@ -671,6 +671,40 @@ class TestTheWorkers:
         (finding,) = doctor.examine(case, (workers.policies,))
         assert (finding.level, said in finding.what) == (level, True), finding
 
+    @pytest.mark.parametrize(
+        ("settings", "policy", "level", "said"),
+        [
+            ({}, {}, "ok", "as this process does"),
+            ({"aicache_secret": b"0123456789abcdef"}, {}, "fail", "has another aicache_secret or aicache_hash than"),
+            ({"aicache_hash": "sha512"}, {}, "fail", "has another aicache_secret or aicache_hash than"),
+            ({"aicache_url": "redis://ann:pass@other:1/0"}, {}, "warn", "has the cache at redis://other:1/0, this"),
+            ({}, {"tenant": "acme"}, "fail", "resolves tenant= of shop.task otherwise than this process"),
+            ({}, {"text_arg": "model"}, "fail", "has another text_arg of shop.task"),
+            ({}, {"question_arg": "model"}, "fail", "has another question_arg of shop.task"),
+        ],
+        ids=["all the same", "secret", "hash", "url", "tenant", "text", "question"],
+    )
+    def test_one_that_shares_no_answer_with_this_process(
+        self, valkey: EmbeddedServer, settings: dict[str, Any], policy: dict[str, Any], level: str, said: str
+    ) -> None:
+        app, other = make_app(valkey.url), make_app(valkey.url)
+        other.conf.update(settings)
+        add(app, tenant="shop")
+        add(other, **{"tenant": "shop", **policy})
+        case = Case(app, reader_of(app))
+        vars(case)["replies"] = Replies({"w@here": json.loads(json.dumps(Case(other, reader_of(other)).mine))}, "")
+        (finding,) = doctor.examine(case, (workers.policies,))
+        assert (finding.level, said in finding.what) == (level, True), finding
+        assert not re.search("acme|:pass@|0123456789abcdef", repr(case.replies.each))
+
+    def test_another_login_at_the_same_server_is_nothing_to_tell(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        case = Case(app, reader_of(app))
+        theirs = valkey.url.replace("redis://", "redis://ann:********@")
+        vars(case)["replies"] = Replies({"w@here": {**case.mine, "url": theirs}}, "")
+        assert [finding.level for finding in doctor.examine(case, (workers.policies,))] == ["ok"]
+
     def test_one_with_tasks_that_are_none_does_not_pass(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)
         case = Case(app, reader_of(app))

@@ -21,6 +21,7 @@ from aicache_tasks.alerts import AlertState, current
 from aicache_tasks.canonical import encode_parts
 from aicache_tasks.errors import AICacheError, SettingsError, StoreError
 from aicache_tasks.fingerprint import fingerprint
+from aicache_tasks.keys import CacheKeyGenerator
 from aicache_tasks.parts import Parts
 from aicache_tasks.policy import CachePolicy, takes_arguments
 from aicache_tasks.reports.pulse import WAIT_S, Beat, Pulse, pulse_of
@@ -28,7 +29,7 @@ from aicache_tasks.reports.queries import Live, Reader, total_of
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.wording import duration, iso, label, percent
 from aicache_tasks.runtime import cached_tasks, runtime_of
-from aicache_tasks.settings import Settings
+from aicache_tasks.settings import Settings, mask_url
 from aicache_tasks.signals import steers
 from aicache_tasks.summary import SummaryRecord
 
@@ -183,6 +184,8 @@ def cache_stats(app: Any, worker: str, operation: str | None = None) -> dict[str
         worker: its node name.
         operation: only this one.
     """
+    if not isinstance(operation, str | None):  # whoever broadcasts may send anything
+        return {"error": "operation must be a text"}
     seen, beat = _now(app)
     if seen is None or seen.live is None:
         return {"error": _unread(seen, beat)}
@@ -282,9 +285,17 @@ def cache_policy(app: Any, tasks: Iterable[Any]) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": __version__,
         "namespace": settings.namespace,
+        "url": mask_url(settings.url or ""),
+        "digest": _digest(settings),
         "disabled": settings.disabled,
         "tasks": {task.name: _policy(task, settings) for task in tasks},
     }
+
+
+def _digest(settings: Settings) -> str:
+    """Return the digest of a call that nobody makes; it shows of the secret what any key shows."""
+    keys = CacheKeyGenerator(hash_algorithm=settings.hash, secret=settings.secret)
+    return keys.make(None, "", None).digest[:16].hex()
 
 
 def _policy(task: Any, settings: Settings) -> dict[str, Any]:
@@ -301,7 +312,9 @@ def _policy(task: Any, settings: Settings) -> dict[str, Any]:
         "jitter": rules.jitter,
         "ignore": list(policy.ignore),
         "vary": _vary(policy, plan.cache.parts),
-        "tenant": _kind(policy.tenant),
+        "tenant": _tenant(policy, plan.cache.parts),
+        "text_arg": policy.text_arg or "text",
+        "question_arg": policy.question_arg or "question",
         "tags": _kind(policy.tags or None),
         "validate": rules.validate is not None,
         "store_if": rules.store_if is not None,
@@ -313,8 +326,13 @@ def _policy(task: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _kind(given: Any) -> str | None:
-    """Say what decides about a tenant or tags, which may be personal."""
+    """Say what decides about tags, which may be personal."""
     return None if given is None else "each call" if callable(given) else "fixed"
+
+
+def _tenant(policy: CachePolicy, parts: Parts) -> str | None:
+    """Return a digest of a tenant that is fixed."""
+    return parts.keys.tag_id(policy.tenant).hex() if isinstance(policy.tenant, str) else _kind(policy.tenant)
 
 
 def _vary(policy: CachePolicy, parts: Parts) -> str | None:

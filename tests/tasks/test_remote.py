@@ -342,6 +342,16 @@ def test_a_read_that_hangs_keeps_nobody_waiting_for_long_and_is_not_begun_twice(
     assert len(begun) == 1
 
 
+@pytest.mark.parametrize("operation", [["a"], {"a": 1}, 5], ids=str)
+def test_an_operation_that_is_no_text_is_told_so(
+    make: Callable[..., Celery], valkey: EmbeddedServer, operation: Any
+) -> None:
+    from aicache_tasks.remote import cache_stats
+
+    state = type("State", (), {"app": make(aicache_url=valkey.url), "hostname": "w@h"})
+    assert cache_stats(state, operation=operation) == {"error": "operation must be a text"}
+
+
 def test_a_worker_without_shared_timings_says_so(make: Callable[..., Celery]) -> None:
     from aicache_tasks.remote import cache_flush_timings, cache_mode, cache_stats
     from aicache_tasks.reports import inspect

@@ -6,14 +6,17 @@ In: what each worker answers to ``inspect cache_policy``, and what this process 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from aicache_tasks.reports.doctor.case import UNREADABLE, Case, Finding, Level
 from aicache_tasks.reports.wording import label, plural
 
-KEYED: Final = ("operation", "version", "ignore", "vary")
-"""What of a policy decides about keys."""
+KEYED: Final = ("operation", "version", "ignore", "text_arg", "question_arg")
+"""What of a policy decides about keys, and is told as it is."""
+DIGESTED: Final = ("vary", "tenant")
+"""The same, told as a digest that `aicache_secret` keys."""
 MOST: Final = 5
 """Workers, and tasks of one, that are told of one by one."""
 MEND: Final = "Mend the settings there, or the task's cache=."
@@ -81,18 +84,37 @@ def _policies(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
         theirs, mine = label(str(answer.get("namespace"))), case.mine["namespace"]
         fix = "Give both the same aicache_namespace."
         yield Finding("policies", "fail", f"{worker} has the namespace {theirs}, this process {mine}", fix)
+    if _place(answer) != _place(case.mine):
+        fix = "If these are not two names of one server, give both the same aicache_url: they share no answer."
+        said = f"{worker} has the cache at {_place(answer)}, this process at {_place(case.mine)}"
+        yield Finding("policies", "warn", said, fix)
     if answer.get("disabled") != case.mine["disabled"]:
         fix = "Unset AICACHE_DISABLED, or aicache_disabled, where it is not meant."
         yield Finding("policies", "warn", f"the cache is switched off in one of {worker} and this process", fix)
     yield from _uncompared(case, worker, answer["tasks"])
-    varied = _differing(case, answer, "vary")
-    if varied:
-        fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
-        yield Finding("vary", "fail", f"{worker} resolves vary= of {_listed(varied)} otherwise than this process", fix)
-    for field in KEYED[:-1]:
+    if answer.get("digest") != case.mine["digest"]:
+        fix = "Give both the same, as settings or in the environment: neither finds what the other stores."
+        said = f"{worker} has another aicache_secret or aicache_hash than this process"
+        yield Finding("policies", "fail", said, fix)
+    else:
+        yield from _otherwise_resolved(case, worker, answer)
+    for field in KEYED:
         if differing := _differing(case, answer, field):
             fix = "Finish the deploy: until then both keep answers of their own."
             yield Finding("policies", "fail", f"{worker} has another {field} of {_listed(differing)}", fix)
+
+
+def _otherwise_resolved(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
+    fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
+    for field in DIGESTED:
+        if differing := _differing(case, answer, field):
+            said = f"{worker} resolves {field}= of {_listed(differing)} otherwise than this process"
+            yield Finding("vary" if field == "vary" else "policies", "fail", said, fix)
+
+
+def _place(answer: Answer) -> str:
+    """Return where the cache is, whoever logs in there."""
+    return label(re.sub("//.*@", "//", str(answer.get("url") or "no server")), 200)
 
 
 def _uncompared(case: Case, worker: str, tasks: Mapping[str, Any]) -> Iterator[Finding]:
