@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from aicache_tasks.testing import valkey_binary
 from tests.deploy.conftest import ROOT, make_secrets
@@ -36,8 +38,8 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(120)]
 
 ORDER = ("broker", "cache", "worker", "beat", "flower")
 TEXT = "The ferry sails at nine. It carries cars and people. " * 20
-IN_A_HURRY = {"AICACHE_ROLLUP_PERIOD_S": "1"}
-"""The one thing that is not as in the file: beat asks for a roll-up each second, not each minute."""
+IN_A_HURRY = {"AICACHE_ROLLUP_PERIOD_S": "1", "FLOWER_PURGE_OFFLINE_WORKERS": "1"}
+"""What is not as in the file: beat asks for a roll-up each second, Flower forgets workers after one."""
 WATCHER = "user tests on nopass ~* &* +@all\n"
 """Asks each server what it refused."""
 GUIDE = (ROOT / "docs" / "deployment.md").read_text()
@@ -98,8 +100,7 @@ class Deployment:
         said = {key: self._here(name, value) for key, value in given.items() if value is not None}
         path = os.pathsep.join([str(self.folder / "bin"), str(Path(sys.executable).parent), "/usr/bin", "/bin"])
         here = {"PATH": path, "HOSTNAME": socket.gethostname(), "C_FORCE_ROOT": "1"}
-        hurry = IN_A_HURRY if name in ("worker", "beat") else {}
-        return here | ({"FLOWER_PORT": str(self.ports["flower"])} if name == "flower" else {}) | hurry | said
+        return here | ({"FLOWER_PORT": str(self.ports["flower"])} if name == "flower" else {}) | IN_A_HURRY | said
 
     def is_healthy(self, name: str) -> bool:
         """Run the service's health check."""
@@ -285,6 +286,36 @@ def _with_hits(deployment: Deployment) -> tuple[int, str] | None:
     status, text = flower(deployment, "/metrics", deployment.url("flower_basic_auth"))
     counted = sample(text, "aicache_lookups_total", operation="summarize", status="hit")
     return (status, text) if counted and sample(text, "flower_events_total", type="task-cache-hit") else None
+
+
+def test_flower_forgets_a_worker_that_was_killed_and_one_that_another_name_replaced(deployment: Deployment) -> None:
+    here, there = f"worker@{socket.gethostname()}", "worker@there"
+    for last in ("worker-heartbeat", "worker-offline"):
+        eventually(lambda: hear(deployment, there, "worker-heartbeat") or there in online(deployment))
+        hear(deployment, there, last)
+        eventually(lambda: online(deployment) == {here: 1})
+
+
+def test_flower_forgets_workers_unless_it_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWER_BASIC_AUTH", "user:password")
+    monkeypatch.setattr("aicache_tasks.reports.flower.install_tab", lambda: None)
+    config = ROOT / "deploy" / "flowerconfig.py"
+    assert runpy.run_path(str(config))["purge_offline_workers"] == 120
+    monkeypatch.setenv("FLOWER_PURGE_OFFLINE_WORKERS", "7")
+    assert runpy.run_path(str(config))["purge_offline_workers"] == 7
+
+
+def hear(deployment: Deployment, worker: str, event: str) -> None:
+    """Have the broker pass on what a worker says of itself."""
+    with Celery(broker=deployment.url("broker_url")) as app, app.events.default_dispatcher(worker) as dispatcher:
+        dispatcher.send(event, freq=0.1)
+
+
+def online(deployment: Deployment) -> dict[str, float]:
+    """Return what Flower tells Prometheus of each worker that it knows."""
+    text = flower(deployment, "/metrics")[1]
+    said = re.findall(r'^flower_worker_online{worker="(.+)"} (.+)', text, re.MULTILINE)
+    return {worker: float(value) for worker, value in said}
 
 
 def test_flower_wants_its_login(deployment: Deployment) -> None:
