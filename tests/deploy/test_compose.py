@@ -96,19 +96,19 @@ def test_it_starts_on_a_machine_with_one_core_and_an_older_engine(service: dict[
 
 
 def documented() -> tuple[set[str], set[str]]:
-    """Return the variables that the documents name and that are no secrets: of the settings, of the engines."""
+    """Return the variables that the documents name and that no file holds: of the settings, of the engines."""
     rows = re.findall(r"^\| `aicache_\w+` \| `(AICACHE_\w+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
     engines = re.findall(r"^\| `(AICACHE_OPENAI_\w+)`", (ROOT / "docs/engines.md").read_text(), re.MULTILINE)
     local = {"AICACHE_LLM_URL", "AICACHE_LLM_MODEL"}
     secret = {"AICACHE_OPENAI_API_KEY", "AICACHE_OPENAI_API_KEY_FILE"}
-    return {*rows} - {"AICACHE_URL", "AICACHE_SECRET"}, ({*engines} | local) - secret
+    return {*rows} - {"AICACHE_URL"}, ({*engines} | local) - secret
 
 
 def test_each_variable_of_the_documents_reaches_those_who_read_it_from_the_env_file(
     compose: Run, passwords: Path, tmp_path: Path
 ) -> None:
     settings, engines = documented()
-    assert {"AICACHE_NAMESPACE", "AICACHE_PRICES"} <= settings
+    assert {"AICACHE_NAMESPACE", "AICACHE_PRICES", "AICACHE_SECRET"} <= settings
     assert {"AICACHE_OPENAI_FALLBACK_MODEL", "AICACHE_OPENAI_EXTRA_BODY"} <= engines
     said = {name: f'{{"the": "{name}"}}' for name in settings | engines}
     lines = [f"{name}='{value}'\n" for name, value in said.items()]
@@ -131,17 +131,37 @@ def test_a_web_application_finds_the_servers_network_by_the_name_in_the_guide(co
     assert "aicache-data: {external: true}" in (ROOT / "docs" / "deployment.md").read_text()
 
 
+def example(service: str, folder: Path) -> Path:
+    """Return the guide's Compose file for *service*, as a file in *folder*."""
+    guide = textwrap.dedent((ROOT / "docs" / "deployment.md").read_text().replace("\n  ", "\n"))
+    (found,) = re.findall(rf"```yaml\n(services:\n  {service}:\n.+?)```", guide, re.DOTALL)
+    (folder / "example.yml").write_text(found)
+    return folder / "example.yml"
+
+
 def test_the_example_of_a_web_application_is_one_that_compose_takes(
     compose: Run, passwords: Path, tmp_path: Path
 ) -> None:
-    guide = (ROOT / "docs" / "deployment.md").read_text()
-    (example,) = re.findall(r"```yaml\n(services:\n.+?)```", textwrap.dedent(guide.replace("\n  ", "\n")), re.DOTALL)
-    (tmp_path / "web.yml").write_text(example)
-    done = compose("config", "--format", "json", file=tmp_path / "web.yml", DEPLOY_SECRETS=str(passwords))
+    done = compose("config", "--format", "json", file=example("web", tmp_path), DEPLOY_SECRETS=str(passwords))
     assert done.returncode == 0, done.stderr
     web = json.loads(done.stdout)["services"]["web"]
     assert web["networks"].keys() == {"default", "aicache-data"}
     assert {secret["source"] for secret in web["secrets"]} == {"broker_url", "cache_worker_url"}
+
+
+def test_with_the_guide_s_example_flower_may_invalidate(compose: Run, passwords: Path, tmp_path: Path) -> None:
+    both = ("--file", str(example("flower", tmp_path)), "config", "--format", "json")
+    done = compose(*both, DEPLOY_SECRETS=str(passwords))
+    assert done.returncode == 0, done.stderr
+    flower = json.loads(done.stdout)["services"]["flower"]
+    assert flower["environment"]["AICACHE_FLOWER_INVALIDATE"] == "1"
+    assert flower["environment"]["AICACHE_URL_FILE"] == "/run/secrets/cache_worker_url"
+    assert "cache_worker_url" in {secret["source"] for secret in flower["secrets"]}
+
+
+def test_the_guide_names_each_variable_of_the_file() -> None:
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    assert {name for name in re.findall(r"\$\{(\w+)", FILE.read_text()) if f"`{name}" not in guide} == set()
 
 
 def test_each_service_has_a_health_check_that_ends(service: dict[str, Any]) -> None:
@@ -233,6 +253,16 @@ def test_a_server_has_room_beside_what_it_holds(services: dict[str, Any]) -> Non
     for name in ("broker", "cache"):
         held = int(flags(services[name]["command"])["maxmemory"].removesuffix("mb")) * 2**20
         assert int(services[name]["deploy"]["resources"]["limits"]["memory"]) >= 1.5 * held
+
+
+def test_a_server_that_is_to_hold_more_gets_a_larger_container(compose: Run, passwords: Path) -> None:
+    more = dict.fromkeys(("BROKER_MAXMEMORY", "CACHE_MAXMEMORY"), "2gb")
+    more |= dict.fromkeys(("BROKER_MEMORY", "CACHE_MEMORY"), "3g")
+    done = compose("config", "--format", "json", DEPLOY_SECRETS=str(passwords), **more)
+    for name in ("broker", "cache"):
+        service = json.loads(done.stdout)["services"][name]
+        assert flags(service["command"])["maxmemory"] == "2gb"
+        assert int(service["deploy"]["resources"]["limits"]["memory"]) == 3 * 2**30
 
 
 def test_another_namespace_has_logins_for_its_own_keys_only(tmp_path: Path) -> None:
