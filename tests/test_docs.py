@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pytest
 
 from aicache_tasks import checks
 from aicache_tasks.durations import show_duration
+from aicache_tasks.frame import HEADER_BYTES, TOKEN_BYTES
+from aicache_tasks.keys import BUCKETS, CacheKeyGenerator
 from aicache_tasks.reports.cli import COMMANDS as NAMES
 from aicache_tasks.reports.cli import aicache
 from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered
 from aicache_tasks.settings import PREFIX, Settings
+from aicache_tasks.testing import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "docs" / "settings.md"
 COMMANDS = ROOT / "docs" / "cli.md"
 CHECKLIST = ROOT / "docs" / "checklist.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
+GUIDE = ROOT / "docs" / "deployment.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
 ROWS = [*(f"S{n}" for n in range(1, 12)), *(f"C{n}" for n in range(1, 29)), *(f"F{n}" for n in range(1, 20))]
 OPEN = {"F12"}
@@ -96,6 +102,24 @@ def test_every_command_is_in_the_reference_with_its_exit_codes() -> None:
     assert [line for line in text.splitlines() if line.startswith("### ")] == [f"### {name}" for name in NAMES]
     codes = {kind.exit_code for kind in (Unanswered, Misused, Nothing)} | {0}
     assert {int(code) for code in re.findall(r"^\| (\d) \|", text, re.MULTILINE)} == codes
+
+
+@pytest.mark.parametrize("document", [GUIDE, ARCHITECTURE], ids=lambda path: path.stem)
+def test_an_entry_s_header_is_as_long_as_the_documents_say(document: Path) -> None:
+    assert f" {HEADER_BYTES} bytes of header" in document.read_text()
+
+
+def test_a_tag_s_token_takes_what_the_guide_says(own_server: EmbeddedServer) -> None:
+    keys = CacheKeyGenerator()
+    with own_server.client() as client:
+        before = client.info("memory")["used_memory"]
+        with client.pipeline(transaction=False) as pipe:
+            for n in range(4000):
+                pipe.set(keys.tag_key(n % BUCKETS, keys.tag_id(f"doc:{n}")), os.urandom(TOKEN_BYTES), px=3_600_000)
+            pipe.execute()
+        took = (client.info("memory")["used_memory"] - before) / 4000
+    (said,) = re.findall(r"about (\d+) bytes more for each tag", GUIDE.read_text())
+    assert took == pytest.approx(int(said), rel=0.15)
 
 
 def _defined_tests() -> set[str]:

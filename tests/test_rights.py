@@ -126,6 +126,27 @@ def test_what_is_refused_costs_a_figure_and_no_answer(login: Login, each_server:
     cache.close()
 
 
+@pytest.mark.parametrize(("place", "right"), [("/1", "+select"), ("/0?client_name=web", "+client|setname")])
+def test_a_url_that_says_more_takes_one_right_more(
+    place: str, right: str, login: Login, each_server: EmbeddedServer
+) -> None:
+    url = login("aicache-worker").removesuffix("/0") + place
+    assert not answers(url)
+    with each_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "limited-aicache-worker", right)
+    assert answers(url)
+    assert f"`{right}`" in DOCUMENT.read_text()
+
+
+def answers(url: str) -> bool:
+    """Return whether a cache at *url* has what it stored."""
+    cache = live_cache(url)
+    cache.cache_response("t", "shout", {}, "T")
+    answer = cache.get_cached_response("t", "shout", {})
+    cache.close()
+    return bool(answer == "T")
+
+
 @pytest.fixture
 def observed(login: Login, each_server: EmbeddedServer) -> Any:
     """An application with records, seen by one who may only look."""
