@@ -29,9 +29,10 @@ def beat() -> str:
 
 
 def flower() -> str:
-    """Say what is wrong if Flower does not answer."""
+    """Say what is wrong if Flower does not answer; no proxy is asked, whatever ``http_proxy`` says."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(FLOWER.format(os.environ.get("FLOWER_PORT", "5555")), timeout=LIMIT_S):
+        with opener.open(FLOWER.format(os.environ.get("FLOWER_PORT", "5555")), timeout=LIMIT_S):
             return ""
     except (OSError, urllib.error.URLError) as error:
         return f"Flower does not answer: {type(error).__name__}"
