@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import FILE, ROOT, Run, binary, make_secrets
+from aicache_tasks.errors import SettingsError
+from aicache_tasks.settings import Settings
+from tests.deploy.conftest import FILE, ROOT, Run, binary, make_secrets, run_make_secrets
 from workers.app import HARD_LIMIT_S, SOFT_LIMIT_S
 
 pytestmark = pytest.mark.deploy
@@ -55,11 +57,12 @@ def test_nothing_starts_without_passwords_and_compose_says_where_they_come_from(
 
 
 def test_what_make_secrets_prints_is_what_compose_wants_in_its_env_file(compose: Run, tmp_path: Path) -> None:
-    made = make_secrets(tmp_path / "made")
-    printed = (tmp_path / "made.env").read_text()
+    made = make_secrets(tmp_path / "just made")
+    printed = (tmp_path / "just made.env").read_text()
     assert printed == f"DEPLOY_SECRETS={made}\n"
-    done = compose("--env-file", str(tmp_path / "made.env"), "config", "--quiet")
+    done = compose("--env-file", str(tmp_path / "just made.env"), "config", "--format", "json")
     assert (done.returncode, done.stderr) == (0, "")
+    assert {str(Path(secret["file"]).parent) for secret in json.loads(done.stdout)["secrets"].values()} == {str(made)}
 
 
 def test_where_there_is_no_compose_the_checks_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,10 +274,33 @@ def test_another_namespace_has_logins_for_its_own_keys_only(tmp_path: Path) -> N
     assert patterns == {"{shop:*", "{shop:s}:*", "{shop:??}:t:*"}
 
 
+@pytest.mark.parametrize("namespace", ["*", "a b", "a\n", "", "x" * 33])
+def test_no_logins_are_made_for_a_namespace_that_the_settings_refuse(namespace: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        Settings.from_mapping({"aicache_namespace": namespace})
+    refused = run_make_secrets(tmp_path / "made", "--namespace", namespace)
+    assert refused.returncode == 2
+    assert "must be 1 to 32" in refused.stderr
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["dol$lar", "a #b", "a'b", "a\nb"])
+def test_a_folder_that_compose_would_read_otherwise_is_refused(name: str, tmp_path: Path) -> None:
+    refused = run_make_secrets(tmp_path / name)
+    assert refused.returncode == 2
+    assert "Compose may read" in refused.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = run_make_secrets(tmp_path / "file" / "made")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines() == [refused.stderr.strip()]
+
+
 def test_passwords_that_are_in_use_are_not_replaced(passwords: Path) -> None:
     before = {path.name: path.read_text() for path in passwords.iterdir()}
-    with pytest.raises(Exception, match="returned non-zero"):
-        make_secrets(passwords)
+    assert "are not replaced" in run_make_secrets(passwords).stderr
     assert {path.name: path.read_text() for path in passwords.iterdir()} == before
 
 
