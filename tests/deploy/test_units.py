@@ -117,6 +117,15 @@ def test_it_has_the_secrets_that_compose_gives_and_no_other(name: str, services:
 
 
 @pytest.mark.parametrize("name", OF_COMPOSE)
+def test_it_reads_the_settings_of_all_and_then_its_own(name: str) -> None:
+    unit = Unit(FOLDER / f"aicache-{name}.service")
+    assert unit.all("EnvironmentFile") == ["-/etc/aicache/all.env", f"-/etc/aicache/{name}.env"]
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    assert "`/etc/aicache/all.env`" in guide
+    assert f"`{name}.env`" in guide
+
+
+@pytest.mark.parametrize("name", OF_COMPOSE)
 def test_it_has_the_time_to_stop_that_compose_gives(name: str, services: dict[str, Any]) -> None:
     unit = Unit(FOLDER / f"aicache-{name}.service")
     assert float(unit["Service"]["TimeoutStopSec"]) == seconds(services[name]["stop_grace_period"])
