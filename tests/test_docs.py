@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import tomllib
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from aicache_tasks.keys import BUCKETS, CacheKeyGenerator
 from aicache_tasks.reports.cli import COMMANDS as NAMES
 from aicache_tasks.reports.cli import aicache
 from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered
+from aicache_tasks.reports.prometheus import RecordsCollector
 from aicache_tasks.settings import PREFIX, Settings
 from aicache_tasks.testing import EmbeddedServer
+from tests.reported import calls, count_up, make_app, reader_of
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ROOT / "docs" / "settings.md"
 COMMANDS = ROOT / "docs" / "cli.md"
 CHECKLIST = ROOT / "docs" / "checklist.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 GUIDE = ROOT / "docs" / "deployment.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
@@ -83,6 +87,7 @@ def _option(option: click.Option) -> str:
     choices = "\\|".join(option.type.choices) if isinstance(option.type, click.Choice) else option.metavar
     said, _, default = (option.help or "").partition("[default: ")  # what the code works out
     default = default.rstrip("]") or (str(option.default) if option.show_default else "")
+    assert option.is_flag or choices, f"{option.opts[0]} needs a metavar"
     name = option.opts[0] if option.is_flag else f"{option.opts[0]} {choices}"
     return f"| `{name}` | {f'`{default}`' if default else ''} | {said.strip()} |"
 
@@ -120,6 +125,30 @@ def test_a_tag_s_token_takes_what_the_guide_says(own_server: EmbeddedServer) -> 
         took = (client.info("memory")["used_memory"] - before) / 4000
     (said,) = re.findall(r"about (\d+) bytes more for each tag", GUIDE.read_text())
     assert took == pytest.approx(int(said), rel=0.15)
+
+
+def test_every_figure_for_prometheus_is_in_its_table(valkey: EmbeddedServer) -> None:
+    app = make_app(valkey.url)
+    count_up(app, calls(6, [reader_of(app).now_s()], ["shout"]))
+    told = list(RecordsCollector(lambda: reader_of(app), limit_s=10).collect())
+    names = {metric.name + "_total" * (metric.type == "counter") for metric in told}
+    table = OPERATIONS.read_text().split("## Prometheus")[1].split("\n## ")[0]
+    said = {name.replace("…_", "aicache_inbox_") for name in re.findall(r"`((?:aicache|…)_\w+)`", table)}
+    assert {name.replace("_spent_", "_saved_") for name in names} - said == set()
+    assert "aicache_switched_off" in names
+
+
+def test_no_document_installs_a_name_that_is_on_no_index() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"pip install\s+'?aicache", document.read_text()), document.name
+
+
+def test_the_modules_that_may_import_celery_are_named() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (celery,) = [each for each in contracts if each.get("forbidden_modules") == ["celery", "kombu"]]
+    may = {line.split(" -> ")[0].removeprefix("aicache_tasks.").replace(".", "/") for line in celery["ignore_imports"]}
+    (said,) = re.findall(r"only (`task`.*?) import Celery or kombu", ARCHITECTURE.read_text(), re.DOTALL)
+    assert set(re.findall(r"`(.*?)`", said)) == may | {"workers"}
 
 
 def _defined_tests() -> set[str]:

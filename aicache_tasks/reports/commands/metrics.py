@@ -22,7 +22,14 @@ LIMIT_S: Final = 5.0
 
 
 @command
-@click.option("--port", type=click.IntRange(0, 65_535), default=9540, show_default=True, help="Where to listen.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=9540,
+    show_default=True,
+    metavar="PORT",
+    help="Where to listen.",
+)
 @click.option("--address", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="On which address.")
 @click.option("--once", is_flag=True, help="Print the figures once, and end.")
 def metrics(ctx: click.Context, port: int, address: str, once: bool) -> None:
