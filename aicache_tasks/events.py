@@ -24,6 +24,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from aicache_tasks.records import HIT_STATUSES, CallInfo
@@ -74,7 +75,7 @@ class CallEvents:
         # Re-entrant: the handler of SIGTERM ends this, perhaps in the middle of `ended`.
         self._lock, self._wake, self._ending = threading.RLock(), threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._is_awake = self._is_failing = False
+        self._is_awake = self._is_failing = False  # the thread alone says that it is awake: others may not get to it
         self._delay_s = DELAY_S
 
     def note(self, request: Any, info: CallInfo, *, hidden: bool) -> None:
@@ -113,15 +114,18 @@ class CallEvents:
         self._delay_s = LEAST_DELAY_S
         self._ending.set()
         self._wake.set()
-        if tell and self._thread is not None:
+        if tell and self._thread is not None and self._thread.is_alive():
             self._thread.join(_END_S)
 
     def _attend(self) -> None:
-        with self._lock:
-            self._is_awake = True
+        """Have a thread that is awake; where none can be had, the next call asks again."""
+        if not self._wake.is_set():
             self._wake.set()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="aicache-events", daemon=True)
+        with self._lock:
+            if self._ending.is_set() or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._thread = threading.Thread(target=self._run, name="aicache-events", daemon=True)
+            with suppress(RuntimeError):  # no more threads, or the interpreter ends
                 self._thread.start()
 
     # The thread.

@@ -95,8 +95,10 @@ def _name_worker(sender: Any = None, **_: Any) -> None:
 
 
 def _send_the_last(exitcode: int = 0, **_: Any) -> None:
-    end_events(tell=exitcode == EX_RECYCLE)
-    flush_all(last=True)
+    try:
+        end_events(tell=exitcode == EX_RECYCLE)
+    finally:
+        flush_all(last=True)
 
 
 def _send_what_waits(**_: Any) -> None:

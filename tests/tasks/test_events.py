@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +18,14 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.pool import EX_RECYCLE
 from celery import Celery, states
 from celery.events.event import Event
 from celery.events.state import State
 from flower.events import EventsState
 
-from aicache_tasks import CachedTask, CachePolicy
+from aicache_tasks import CachedTask, CachePolicy, installation
 from aicache_tasks.calllog import CALLS
 from aicache_tasks.events import DELAY_S, MOST_WAITING, CallEvents, Told, fields_of, type_of
 from aicache_tasks.records import CallInfo
@@ -566,6 +568,74 @@ def test_a_process_that_ends_tells_at_once_or_not_at_all(tell: bool) -> None:
     assert events._thread is not None
     events._thread.join(TIMEOUT_S)
     assert not events._thread.is_alive()
+
+
+def refused(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def limited_before(thread: threading.Thread) -> None:
+    raise SoftTimeLimitExceeded
+
+
+def limited_after(thread: threading.Thread, start: Callable[[Any], None] = threading.Thread.start) -> None:
+    start(thread)
+    raise SoftTimeLimitExceeded
+
+
+@pytest.mark.parametrize("start", [refused, limited_before, limited_after])
+def test_a_process_that_could_not_start_its_thread_for_once_tells_of_all_calls_with_the_next(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[..., None]
+) -> None:
+    app = Dispatcher()
+    events = CallEvents(app, 1.0)
+    events._delay_s = 0.05
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with nullcontext() if start is refused else pytest.raises(SoftTimeLimitExceeded):
+            tell_of(events, request(0))
+    tell_of(events, request(1))
+    wait_until(lambda: len(app.sent) == 2, TIMEOUT_S)
+    events.end(tell=True)
+
+
+def test_a_soft_limit_that_ends_the_waking_of_the_thread_leaves_it_to_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = Dispatcher()
+    events = CallEvents(app, 1.0)
+    events._delay_s = 0.05
+    with monkeypatch.context() as patch:
+        patch.setattr(events._wake, "set", partial(limited_before, threading.current_thread()))
+        with pytest.raises(SoftTimeLimitExceeded):
+            tell_of(events, request(0))
+    tell_of(events, request(1))
+    wait_until(lambda: len(app.sent) == 2, TIMEOUT_S)
+    events.end(tell=True)
+
+
+def test_a_child_that_is_recycled_sends_its_samples_whatever_becomes_of_its_events(
+    make: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, flushed = runtime_of(make()), []
+    runtime.send_events()
+    assert runtime.events is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        tell_of(runtime.events, request())
+    monkeypatch.setattr(installation, "flush_all", lambda **how: flushed.append(how))
+    installation._send_the_last(EX_RECYCLE)
+    monkeypatch.setattr(runtime.events, "end", lambda *, tell: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        installation._send_the_last(EX_RECYCLE)
+    assert flushed == [{"last": True}] * 2
+
+
+def test_a_worker_that_has_said_good_bye_tells_of_no_call() -> None:
+    events = CallEvents(Dispatcher(), 1.0)
+    events.end(tell=False)
+    tell_of(events, request())
+    assert events._thread is None
 
 
 def test_a_broker_that_is_away_is_warned_of_once_and_used_again(caplog: pytest.LogCaptureFixture) -> None:
