@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from aicache_tasks import CachedTask, CachePolicy
 from aicache_tasks.beat import roll_up, since_asked_s
@@ -415,6 +416,15 @@ class TestTheRecords:
         client.rpush(reader_of(app).summaries.keys.inbox, b"junk")
         assert [finding.level for finding in found(app, records.inbox)] == ["ok", "warn"]
 
+    def test_one_of_another_type_is_no_matter_of_rights(self, valkey: EmbeddedServer, client: Any) -> None:
+        app = make_app(valkey.url)
+        client.set(reader_of(app).summaries.keys.totals, "junk")
+        finding = one(app, records.inbox)
+        assert (finding.level, finding.what.startswith("cannot be told: ResponseError")) == ("warn", True)
+        assert "aicache rollup" in finding.fix, finding
+        roll_up(app)
+        assert one(app, records.inbox).level == "ok"
+
 
 class TestTheApplication:
     @pytest.fixture
@@ -579,6 +589,29 @@ class TestTheApplication:
         assert one(app, application.redelivery).level == "warn"
         app.conf.broker_transport_options = {"visibility_timeout": 10_000}
         assert one(app, application.redelivery).level == "ok"
+
+    @pytest.mark.parametrize("given", [None, "1h", "3600"], ids=str)
+    def test_a_visibility_timeout_that_is_no_number(self, app: Celery, given: str | None) -> None:
+        app.conf.update(broker_url="redis://", broker_transport_options={"visibility_timeout": given})
+        finding = one(app, application.redelivery)
+        assert (finding.level, "visibility_timeout" in finding.what) == ("fail", True)
+
+    def test_a_check_that_fails_hides_none_of_the_others(self, app: Celery) -> None:
+        def broken(case: Case) -> Iterator[Finding]:
+            raise KeyError("hunter2")
+            yield
+
+        told = found(app, broken, application.pickle)
+        assert [(finding.check, finding.level) for finding in told] == [("broken", "fail"), ("pickle", "ok")]
+        assert told[0].what == "cannot be told: KeyError"
+
+    def test_what_steers_ends_the_doctor(self, app: Celery) -> None:
+        def stopped(case: Case) -> Iterator[Finding]:
+            raise SoftTimeLimitExceeded
+            yield
+
+        with pytest.raises(SoftTimeLimitExceeded):
+            found(app, stopped)
 
 
 class TestTheWorkers:

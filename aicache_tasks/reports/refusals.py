@@ -22,6 +22,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "READONLY": "It is a replica: set aicache_url to where its primary is.",
     "MASTERDOWN": "It is a replica that has lost its primary: set aicache_url to where that is.",
     "OOM": "Its memory is full: set maxmemory-policy volatile-lfu, or raise maxmemory.",
+    "WRONGTYPE": "A key of ours holds something else: `celery -A … aicache rollup` sets it aside and begins it anew.",
     "InvalidResponse": "What answers there is no Redis: set aicache_url to where one is.",
 }
 """By the server's prefix, or the class of the driver's error."""

@@ -104,7 +104,11 @@ def redelivery(case: Case) -> Iterator[Finding]:
     """Is a call delivered again while its body still runs?"""
     if not case.broker_url.startswith(("redis", "sentinel")):
         return
-    visible_s = float((case.app.conf.broker_transport_options or {}).get("visibility_timeout", VISIBILITY_S))
+    visible_s = (case.app.conf.broker_transport_options or {}).get("visibility_timeout", VISIBILITY_S)
+    if not isinstance(visible_s, int | float):
+        fix = "Give it seconds, a number: until then workers fail when they look for what to deliver again."
+        yield Finding("redelivery", "fail", "visibility_timeout of broker_transport_options is no number", fix)
+        return
     late = [(task, _limit_s(case.app, task)) for task in case.tasks if task.acks_late]
     long = [task.name for task, limit_s in late if limit_s > visible_s]
     if long:
