@@ -34,6 +34,8 @@ READ: Final = "cache_read_input_tokens"
 WRITTEN: Final = "cache_creation_input_tokens"
 NAMES: Final = (*INPUT, *OUTPUT, CACHED, READ, WRITTEN)
 """Kinds of tokens that have a price."""
+SUMMED: Final = (*INPUT, *OUTPUT, READ, WRITTEN)
+"""Kinds that add up to all tokens: those of `CACHED` are among the input's."""
 
 _TABLE: Final = ("version", "currency", "models")
 _PRICES: Final = ("input", "output", "cached_input", "cache_write")
@@ -101,6 +103,15 @@ def counts_tokens(usage: Mapping[str, int] | None) -> bool:
     (True, False, False)
     """
     return any(count > 0 and name.endswith("tokens") for name, count in (usage or {}).items())
+
+
+def tokens_in(usage: Mapping[str, int] | None) -> int:
+    """Return how many tokens *usage* has, of one answer or of many: each once, so no part and no total of other kinds.
+
+    >>> tokens_in({"input_tokens": 1000, "cached_input_tokens": 800, "output_tokens": 100, "total_tokens": 1100})
+    1100
+    """
+    return sum(count for name, count in (usage or {}).items() if name in SUMMED and count > 0)
 
 
 def is_priced(usage: Mapping[str, int]) -> bool:

@@ -10,15 +10,13 @@ Nothing of OpenTelemetry is imported here: a process in which nobody else has im
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
-from aicache_tasks.prices import INPUT, OUTPUT, READ, WRITTEN
+from aicache_tasks.prices import tokens_in
 from aicache_tasks.records import HIT_STATUSES, CallInfo, EntryMeta
 
 API: Final = "opentelemetry.trace"
-_TOKENS: Final = (INPUT, OUTPUT, (READ,), (WRITTEN,))
-"""Names of counts; of each row the first that counts any counts, the others are the same under another name."""
 
 
 def annotate_span(info: CallInfo, took: Callable[[], EntryMeta]) -> None:
@@ -62,11 +60,7 @@ def attributes_of(info: CallInfo, took: EntryMeta) -> dict[str, str | int | floa
         "source": info.source,
         "age_s": info.age_s,
         "saved_s": took.compute_ns / 1e9 if is_hit else 0,
-        f"{ledger}_tokens": _tokens(took.usage or {}),
+        f"{ledger}_tokens": tokens_in(took.usage),
         f"{ledger}_cost": took.cost,
     }
     return {f"aicache.{name}": value for name, value in said.items() if value}
-
-
-def _tokens(usage: Mapping[str, int]) -> int:
-    return sum(next((usage[name] for name in names if usage.get(name, 0) > 0), 0) for names in _TOKENS)

@@ -472,7 +472,10 @@ class TestNothingToShow:
     @pytest.mark.parametrize(
         ("by", "said"),
         [
-            ("tokens", r"no answer that 2 hits gave .* has tokens: .* aicache_tasks\.annotate\(usage=\{…\}\)"),
+            (
+                "tokens",
+                r"no answer that 2 hits gave .* has tokens: .* aicache_tasks\.annotate\(usage=\{'input_tokens': …\}\)",
+            ),
             ("cost", r"no answer that 2 hits gave .* has a cost: .* aicache_tasks\.annotate\(cost=…\)"),
             ("saved", "has a time that it took to compute: it was stored by hand"),
             ("misses", "no look-up missed in this span"),

@@ -64,7 +64,7 @@ def shop(valkey: EmbeddedServer, client: Any) -> Shop:
         cache=CachePolicy(operation="shout", version=3, ignore=("trace",), tags=("loud", "by:{owner}")),
     )
     def shout(text: str, owner: str = "ann", trace: str = "") -> dict[str, Any]:
-        annotate(model="m-1\x1b[2J", usage={"tokens": 40}, cost=0.25)
+        annotate(model="m-1\x1b[2J", usage={"input_tokens": 40}, cost=0.25)
         return {"answer": text.upper() + HOSTILE, "set": [1, 2]}
 
     @app.task(shared=False, base=CachedTask, name="shop.whisper", cache=CachePolicy(operation="whisper"))
@@ -92,7 +92,7 @@ class TestPeek:
         text = shown(shop.app, "peek", "shop.shout", *ARGS)
         entry = shop.shout.cache.peek(SECRET)
         assert entry.key in text
-        assert "usage       tokens 40" in text
+        assert "usage       input_tokens 40" in text
         assert "cost        0.25" in text
         assert SECRET not in text
         assert ORDERS.findall(text) == []
@@ -205,13 +205,13 @@ class TestInvalidate:
         found = read(shop.app, "invalidate", "--pattern", "*", "--yes")
         assert {"shout", "whisper", "loud"} <= set(found["invalidated"])
         assert (found["had_saved"]["hits"], found["currency"]) == (1, "USD")
-        assert found["had_saved"]["tokens"] == {"tokens": 40}
+        assert found["had_saved"]["tokens"] == {"input_tokens": 40}
         gone = read(shop.app, "invalidate", "shout", *ARGS, "--yes")
         assert (gone["was_stored"], gone["had_taken"]) == (False, None)
         shop.shout(SECRET)
         gone = read(shop.app, "invalidate", "shout", *ARGS, "--yes")
         assert gone["was_stored"] is True
-        assert (gone["had_taken"]["tokens"], gone["had_taken"]["cost"]) == ({"tokens": 40}, 0.25)
+        assert (gone["had_taken"]["tokens"], gone["had_taken"]["cost"]) == ({"input_tokens": 40}, 0.25)
 
     def test_without_a_terminal_it_wants_to_be_told(self, shop: Shop) -> None:
         text = shown(shop.app, "invalidate", "--operation", "shout", code=2)

@@ -17,8 +17,8 @@ import pytest
 from celery import Celery
 
 from aicache_tasks.reports.flower import tab as flower_tab
+from aicache_tasks.reports.flower.snapshot import figures_of
 from aicache_tasks.reports.queries import Reader, total_of
-from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.reports.spans import Span
 from aicache_tasks.reports.wording import label
 from aicache_tasks.runtime import runtime_of
@@ -143,8 +143,8 @@ class TestFigures:
         asked = {"1h": HOUR, "24h": 24 * HOUR, "30d": 720 * HOUR}[span]
         merged = reader.merge(Span(document["at_s"] - asked, document["at_s"]))
         shown = {row.pop("operation"): row for row in document["operations"]}
-        assert shown == {name: {"label": label(name), **figures_json(r)} for name, r in merged.records.items()}
-        assert document["total"] == figures_json(total_of(merged.records.values()))
+        assert shown == {name: {"label": label(name), **figures_of(r)} for name, r in merged.records.items()}
+        assert document["total"] == figures_of(total_of(merged.records.values()))
         assert document["span"] == {
             "name": span,
             "start_s": merged.cover.span.start_s,
@@ -154,7 +154,7 @@ class TestFigures:
     def test_those_of_all_time_count_what_waits(self, flowers: SimpleNamespace, reader: Reader) -> None:
         document, live = data(flowers.guarded, span="all"), reader.live()
         assert live.waiting.samples == document["rollup"]["samples"] > 0
-        assert document["total"] == document["all_time"] == figures_json(total_of(live.totals.values()))
+        assert document["total"] == document["all_time"] == figures_of(total_of(live.totals.values()))
         assert {row["operation"] for row in document["operations"]} == set(live.totals)
         assert {row["worker"]: row["hits"] for row in document["workers"]} == {
             name: total_of(minutes).hits for name, minutes in live.workers.items()
@@ -185,7 +185,7 @@ class TestFigures:
     def test_one_operation_alone_is_that_ones_figures(self, flowers: SimpleNamespace, reader: Reader) -> None:
         document = data(flowers.guarded, span="24h", operation=MARKUP)
         merged = reader.merge(Span(document["at_s"] - 24 * HOUR, document["at_s"]))
-        assert document["total"] == figures_json(merged.records[MARKUP])
+        assert document["total"] == figures_of(merged.records[MARKUP])
         assert len(document["operations"]) == len(merged.records)
         windows = list(reader.each(Span(document["at_s"] - 24 * HOUR, document["at_s"]), "hour", [MARKUP]))
         shown = [window for window in document["windows"]["each"] if window["lookups"]]

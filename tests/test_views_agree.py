@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
 import time
@@ -12,18 +14,23 @@ from typing import Any
 import pytest
 
 from aicache_tasks.beat import roll_up
+from aicache_tasks.codec import encode_meta
 from aicache_tasks.mode import EVERY_S
+from aicache_tasks.records import CallInfo, EntryMeta, Sample
+from aicache_tasks.reports.commands.calls import worth
+from aicache_tasks.reports.flower.download import csv_of
 from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked, document, now_of
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.reports.rows import figures_json
 from aicache_tasks.runtime import reset_runtime
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
+from aicache_tasks.tracing import attributes_of
 from tests import doctor_app
 from tests.cluster.nodes import WorkerProcess
 from tests.faults import eventually
-from tests.reported import reader_of
-from tests.test_cli import read
+from tests.reported import count_up, make_app, reader_of
+from tests.test_cli import read, run
 from tests.test_html_report import written
 from tests.test_prometheus import Series, of, registry_of, series
 
@@ -31,6 +38,52 @@ CALLS = 2000
 REFRESHED, BYPASSED, OFF = 60, 40, 30
 PRICES = {"version": "2026-11", "models": {"mini-*": {"input": 0.15, "output": 0.6}}}
 KEPT = ("hits", "misses", "hit_rate", "saved")
+USAGE = {
+    "beside": {
+        "input_tokens": 600,
+        "cache_read_input_tokens": 300,
+        "cache_creation_input_tokens": 100,
+        "output_tokens": 100,
+    },
+    "part": {"input_tokens": 1000, "cached_input_tokens": 800, "output_tokens": 100},
+    "total": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+    "words": {"input_words": 1000, "output_words": 100},
+}
+"""What an answer of each operation took: but for the last 1,100 tokens."""
+
+
+def test_a_token_counts_once_in_every_view_and_a_word_in_none(valkey: EmbeddedServer, tmp_path: Path) -> None:
+    app, now_s = make_app(valkey.url), time.time()
+    for name, usage in USAGE.items():
+        meta = encode_meta(EntryMeta("m", usage, compute_ns=10**9))
+        steps = (("get", "hit"), ("compute", "miss"), ("compute", "miss"))
+        count_up(app, [Sample(now_s, name, step, status, "", 10**6, meta=meta) for step, status in steps])
+    reader, saved = reader_of(app), {name: 1100 * (name != "words") for name in USAGE}
+
+    lines = [line.split() for line in run(app, "stats", environ={"COLUMNS": "200"}).output.splitlines()]
+    cells = {line[0]: line for line in lines if line and line[0] in (*USAGE, "all")}
+    assert {name: [cell for cell in line if "," in cell] for name, line in cells.items()} == {
+        **{name: ["1,100"] if tokens else [] for name, tokens in saved.items()},
+        "all": ["3,300"],
+    }
+    assert {row["operation"]: row["tokens"] for row in read(app, "top", "--by", "tokens")["rows"]} == {
+        name: tokens for name, tokens in saved.items() if tokens
+    }
+    for name, record in reader.summaries.totals().items():
+        assert ("1,100 tokens" in worth(record), "tokens" in worth(record)) == (bool(saved[name]),) * 2
+    tab, page = document(reader, Asked(ALL_TIME), now_of(reader)), written(app, tmp_path, "--since", "1h").document
+    for found in (tab, page):
+        assert found["total"]["tokens"] == found["all_time"]["tokens"] == {"saved": 3300, "spent": 6600}
+        for rows in (found["operations"], found["ever"]):
+            assert {row["operation"]: row["tokens"]["saved"] for row in rows} == saved
+    rows = csv.DictReader(io.StringIO(csv_of(tab, "operations")))
+    assert {row["operation"]: (int(row["saved_tokens"]), int(row["spent_tokens"])) for row in rows} == {
+        name: (tokens, 2 * tokens) for name, tokens in saved.items()
+    }
+    spans = {
+        name: attributes_of(CallInfo("hit", "", name, ""), EntryMeta(usage=usage)) for name, usage in USAGE.items()
+    }
+    assert {name: span.get("aicache.saved_tokens", 0) for name, span in spans.items()} == saved
 
 
 @pytest.mark.soak

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from aicache_tasks.errors import SettingsError, StoreRefused
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.parts import Parts
+from aicache_tasks.prices import tokens_in
 from aicache_tasks.recordstore import Backlog
 from aicache_tasks.reports.spans import Cover, Span, cover, pieces_of, resolution_of, windows
 from aicache_tasks.rollup import Keep
@@ -32,7 +33,7 @@ TRIES: Final = 5
 TOPS: Final[Mapping[str, Callable[[SummaryRecord], float]]] = {
     "saved": lambda record: record.saved.compute_ns / 1e9,
     "cost": lambda record: record.saved.cost_micros / 1e6,
-    "tokens": lambda record: record.saved.tokens.total(),
+    "tokens": lambda record: tokens_in(record.saved.tokens),
     "lookups": lambda record: record.lookups,
     "misses": lambda record: record.misses,
     "slow": lambda record: record.percentile_ms("get", 95) or 0.0,

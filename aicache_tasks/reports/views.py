@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from aicache_tasks.alerts import AlertState
+from aicache_tasks.prices import tokens_in
 from aicache_tasks.reports.queries import Change, total_of
 from aicache_tasks.reports.rows import Counted, Group
 from aicache_tasks.reports.tables import Column, Table
@@ -121,7 +122,7 @@ def _figures(record: SummaryRecord, currency: str, plain: bool) -> list[str]:
         "" if rate is None else bar(rate, BAR_COLUMNS, plain=plain),
         *(_times(record, status) for status in UNCOUNTED),
         duration(saved.compute_ns),
-        number(saved.tokens.total()) if saved.tokens else NOTHING,
+        number(tokens) if (tokens := tokens_in(saved.tokens)) else NOTHING,
         *(money(cost / 1e6, currency) if cost else NOTHING for cost in (saved.cost_micros, record.spent.cost_micros)),
         _ms(record.percentile_ms("get", 50)),
         _ms(record.percentile_ms("get", 95)),

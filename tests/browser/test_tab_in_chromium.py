@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aicache_tasks.records import Sample
+from aicache_tasks.codec import encode_meta
+from aicache_tasks.prices import tokens_in
+from aicache_tasks.records import EntryMeta, Sample
 from aicache_tasks.reports import wording
 from aicache_tasks.runtime import runtime_of
 from tests.browser.conftest import DESKTOP, PHONE, Lab, Opens, ago
@@ -350,6 +352,8 @@ class TestInvalidation:
     @pytest.fixture
     def page(self, lab: Lab, opened: Opens) -> Page:
         count_up(lab.app, calls(200, [ago(5), ago(3 * 24 * HOUR)], ["summarize", "qa"]))
+        parts = encode_meta(EntryMeta("m", {"input_tokens": 500, "cached_input_tokens": 400, "input_words": 300}))
+        count_up(lab.app, [Sample(ago(5), "qa", "get", "hit", "", 10**6, meta=parts)])
         for operation in ("summarize", "qa"):
             runtime_of(lab.app).cache.cache_response("a text", operation, {}, {"answer": operation})
         page = opened(lab.flower)
@@ -367,7 +371,9 @@ class TestInvalidation:
         assert text.startswith("Invalidate qa?")
         assert wording.duration(ever.saved.compute_ns) in text
         assert f"served {wording.number(ever.hits)} calls" in text
-        assert f"{wording.number(ever.saved.tokens.total())} tokens" in text
+        assert f", {wording.number(tokens_in(ever.saved.tokens))} tokens" in text
+        every = wording.number(sum(tokens_in(record.saved.tokens) for record in lab.reader.live().totals.values()))
+        assert f"all time {every}\n" in page.inner_text("#aic-cards")
         assert page.evaluate("document.activeElement.id") == "aic-dialog-cancel"
         assert axe(page) == []
         page.keyboard.press("Escape")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aicache_tasks.prices import SUMMED
 from aicache_tasks.reports.families import nothing
 from aicache_tasks.reports.prometheus import RecordsCollector
 from aicache_tasks.testing import EmbeddedServer
@@ -126,6 +127,16 @@ def test_a_question_names_metrics_and_labels_that_there_are(text: str, told: dic
 def test_a_question_with_a_slip_would_be_found(text: str, told: dict[str, set[str]]) -> None:
     with pytest.raises(AssertionError):
         test_a_question_names_metrics_and_labels_that_there_are(text, told)
+
+
+def test_a_token_counts_once_in_a_sum_of_tokens() -> None:
+    import promql_parser as promql
+
+    asked = [one for text in expressions() for one in selectors(promql.parse(text)) if "_tokens_" in one.name]
+    assert len(asked) == 3
+    for selector in asked:
+        (kinds,) = (matcher.value for matcher in selector.matchers.matchers if matcher.name == "kind")
+        assert kinds.split("|") == [*SUMMED]
 
 
 def test_the_choice_of_operations_comes_from_a_metric_that_there_is(told: dict[str, set[str]]) -> None:

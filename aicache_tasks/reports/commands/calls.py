@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from aicache_tasks.errors import StoreUnavailable
+from aicache_tasks.prices import tokens_in
 from aicache_tasks.records import CacheEntry
 from aicache_tasks.reports.commands.base import Misused, Nothing, Unanswered, reader_of, unanswered
 from aicache_tasks.reports.refusals import is_too_late, what_helps
@@ -176,7 +177,7 @@ def worth(record: SummaryRecord, currency: str = "") -> str:
     """
     if not record.hits:
         return "saved nothing so far"
-    saved, tokens = record.saved, record.saved.tokens.total()
+    saved, tokens = record.saved, tokens_in(record.saved.tokens)
     parts = [duration(saved.compute_ns)]
     parts += [f"{number(tokens)} tokens"] if tokens else []
     parts += [f"a cost of {money(saved.cost_micros / 1e6, currency)}"] if saved.cost_micros else []
@@ -185,7 +186,7 @@ def worth(record: SummaryRecord, currency: str = "") -> str:
 
 def cost_of(entry: CacheEntry, currency: str = "") -> str:
     """Return what it took to compute a stored answer."""
-    tokens = sum((entry.usage or {}).values())
+    tokens = tokens_in(entry.usage)
     parts = [duration(entry.compute_s * 1e9)]
     parts += [f"{number(tokens)} tokens"] if tokens else []
     parts += [f"a cost of {money(entry.cost, currency)}"] if entry.cost else []

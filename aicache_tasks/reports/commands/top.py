@@ -32,7 +32,7 @@ from aicache_tasks.summary import SummaryRecord
 
 _LACKING: Final = {
     "saved": "a time that it took to compute: it was stored by hand",
-    "tokens": "tokens: bodies say what they took by aicache_tasks.annotate(usage={…})",
+    "tokens": "tokens: bodies say what they took by aicache_tasks.annotate(usage={'input_tokens': …})",
     "cost": "a cost: set aicache_prices, or let bodies say it by aicache_tasks.annotate(cost=…)",
 }
 _MISSING: Final = {

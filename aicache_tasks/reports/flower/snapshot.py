@@ -3,7 +3,7 @@ What the tab shows, as JSON data.
 
 In: a `Reader`, what is asked for, what is so now.   Out: one document: figures, windows for the plots, workers, store.
 
-Figures are the records' own, as ``celery aicache … --json`` has them; nothing is worked out here. Every label comes
+Figures are the records' own, as ``celery aicache … --json`` has them, with the sums of tokens. Every label comes
 twice: as it is, to ask with, and as it may be shown.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from aicache_tasks.alerts import AlertState, current
 from aicache_tasks.beat import late_s, since_asked_s
+from aicache_tasks.prices import tokens_in
 from aicache_tasks.reports.flower.states import OK
 from aicache_tasks.reports.queries import ALL, Live, Reader, top, total_of
 from aicache_tasks.reports.rows import figures, figures_json
@@ -38,7 +39,7 @@ MOST_OPERATIONS: Final = 200
 MOST_WORKERS: Final = 200
 TOP: Final = 5
 TOPS: Final = ("saved", "cost", "slow", "compute")
-_WORTH: Final = ("operation", "label", "hits", "saved", "steps")
+_WORTH: Final = ("operation", "label", "hits", "saved", "steps", "tokens")
 
 
 class Asked(NamedTuple):
@@ -89,8 +90,8 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
         "operation": asked.operation,
         "currency": label(reader.settings.currency) if reader.settings.currency else "",
         "names": [_named(name) for name in list(now.live.totals)[:MOST_OPERATIONS] if name],
-        "total": figures_json(total_of(chosen.values())),
-        "all_time": figures_json(total_of(_chosen(now.live.totals, asked).values())),
+        "total": figures_of(total_of(chosen.values())),
+        "all_time": figures_of(total_of(_chosen(now.live.totals, asked).values())),
         "operations": [_figures(records[name]) for name in _shown(listed)],
         "operations_in_all": len(listed),
         "ever": [_worth(now.live.totals[name]) for name in _shown(listed) if name and name in now.live.totals],
@@ -98,6 +99,12 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
         "windows": _windows(reader, asked, now.live.at_s),
         **_now_json(now, reader.settings),
     }
+
+
+def figures_of(record: SummaryRecord) -> dict[str, Any]:
+    """Return the figures of *record*, and how many tokens were saved and spent, of all kinds that add up."""
+    tokens = {"saved": tokens_in(record.saved.tokens), "spent": tokens_in(record.spent.tokens)}
+    return figures_json(record) | {"tokens": tokens}
 
 
 def state_of(now: Now, settings: Settings) -> str:
@@ -143,7 +150,7 @@ def _named(name: str) -> dict[str, str]:
 
 
 def _figures(record: SummaryRecord) -> dict[str, Any]:
-    return _named(record.operation) | figures_json(record)
+    return _named(record.operation) | figures_of(record)
 
 
 def _worth(record: SummaryRecord) -> dict[str, Any]:
@@ -233,7 +240,7 @@ def _busiest(workers: Mapping[str, Sequence[SummaryRecord]]) -> list[tuple[str, 
 
 def _worker(name: str, minutes: Sequence[SummaryRecord], now_s: float) -> dict[str, Any]:
     total = total_of(minutes)
-    return {"worker": name, "label": label(name), "trend": minutely(minutes, now_s)} | figures_json(total)
+    return {"worker": name, "label": label(name), "trend": minutely(minutes, now_s)} | figures_of(total)
 
 
 def _alert(alert: AlertState) -> dict[str, Any]:

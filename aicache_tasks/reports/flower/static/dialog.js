@@ -48,8 +48,7 @@ export class Dialog {
 }
 
 function worth(figures, when, currency) {
-  const tokens = Object.values(figures.saved.tokens).reduce((sum, count) => sum + count, 0);
-  const saved = [seconds(figures.saved.seconds) + " of computing", tokens ? `${number(tokens)} tokens` : null, figures.saved.cost ? `${money(figures.saved.cost, currency)} in money` : null];
+  const saved = [seconds(figures.saved.seconds) + " of computing", figures.tokens.saved ? `${number(figures.tokens.saved)} tokens` : null, figures.saved.cost ? `${money(figures.saved.cost, currency)} in money` : null];
   const median = figures.steps.compute?.p50_ns;
   return `${when} its stored answers served ${number(figures.hits)} calls and saved ${saved.filter(Boolean).join(", ")}.` + (median ? ` Computing one takes ${duration(median)} (median).` : "");
 }

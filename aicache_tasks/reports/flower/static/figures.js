@@ -10,7 +10,6 @@ export const stepName = (step) => STEP_NAMES[step] || step;
 
 const lookups = (figures) => figures.hits + figures.misses;
 const sum = (counts) => Object.values(counts).reduce((all, count) => all + count, 0);
-const tokens = (ledger) => sum(ledger.tokens);
 const took = (figures, step, rank) => figures.steps[step]?.[`${rank}_ns`] ?? null;
 const called = (figures, status) => Object.values(figures.counts.get?.[status] ?? {}).reduce((sum, count) => sum + count, 0);
 const errors = (figures) => called(figures, "error");
@@ -28,8 +27,8 @@ export function cards(element, shown) {
     card("Hit rate", percent(total.hit_rate), [`${number(total.hits)} hits, ${number(total.misses)} misses`, since(percent(ever.hit_rate))], "metric-card-success"),
     card("Look-ups", number(lookups(total)), [errors(total) ? `${number(errors(total))} more failed` : "none failed", since(number(lookups(ever)))], "metric-card-active"),
     card("Time saved", seconds(total.saved.seconds), [`${seconds(total.spent.seconds)} spent`, since(seconds(ever.saved.seconds))], "metric-card-success"),
-    tokens(ever.saved) || tokens(ever.spent)
-      ? card("Tokens saved", number(tokens(total.saved)), [`${number(tokens(total.spent))} spent`, since(number(tokens(ever.saved)))], "metric-card-success") : null,
+    ever.tokens.saved || ever.tokens.spent
+      ? card("Tokens saved", number(total.tokens.saved), [`${number(total.tokens.spent)} spent`, since(number(ever.tokens.saved))], "metric-card-success") : null,
     ever.saved.cost || ever.spent.cost || unpriced
       ? card("Money saved", amount(total.saved.cost), [`${amount(total.spent.cost)} spent`, since(amount(ever.saved.cost)), versions.length ? `by prices ${versions.join(", ")}` : "",
         unpriced ? `${number(unpriced)} bodies have no price` : ""], "metric-card-success") : null,
@@ -40,7 +39,7 @@ export function cards(element, shown) {
 
 export function operations(element, shown, actions) {
   const rows = shown.operations.filter((row) => row.operation || row.counts.get).map((row) => ({ ...row, chosen: row.operation === shown.operation }));
-  const costs = rows.some((row) => row.saved.cost || row.spent.cost), failed = rows.some(errors), counted = rows.some((row) => tokens(row.saved));
+  const costs = rows.some((row) => row.saved.cost || row.spent.cost), failed = rows.some(errors), counted = rows.some((row) => row.tokens.saved);
   const focus = (row) => h("button", { type: "button", class: "aic-focus", "data-key": `focus ${row.operation}`, "aria-pressed": row.chosen ? "true" : "false",
     onclick: () => actions.focus(row.chosen ? "" : row.operation) }, name(row.label));
   const remove = (row, place) => h("button", { type: "button", class: `aic-button aic-small ${place}`, "data-key": `invalidate ${place} ${row.operation}`,
@@ -53,7 +52,7 @@ export function operations(element, shown, actions) {
     failed ? { head: "Errors", wide: true, text: (row) => (errors(row) ? h("span", { class: "aic-bad" }, number(errors(row))) : NOTHING), value: errors, title: "Calls that the server did not answer" } : null,
     rows.some(disabled) ? { head: "Switched off", wide: true, text: (row) => (disabled(row) ? number(disabled(row)) : NOTHING), value: disabled, title: "Calls while the cache was switched off" } : null,
     { head: "Time saved", text: (row) => seconds(row.saved.seconds), value: (row) => row.saved.seconds },
-    counted ? { head: "Tokens saved", wide: true, text: (row) => number(tokens(row.saved)), value: (row) => tokens(row.saved) } : null,
+    counted ? { head: "Tokens saved", wide: true, text: (row) => number(row.tokens.saved), value: (row) => row.tokens.saved } : null,
     costs ? { head: "Money saved", wide: true, text: (row) => paid(row.saved.cost, shown.currency), value: (row) => row.saved.cost } : null,
     costs ? { head: "Money spent", wide: true, spare: true, text: (row) => paid(row.spent.cost, shown.currency), value: (row) => row.spent.cost } : null,
     { head: "Look-up p95", wide: true, text: (row) => duration(took(row, "get", "p95")), value: (row) => took(row, "get", "p95") },
