@@ -45,6 +45,7 @@ from workers.engines.base import (
     UnknownModel,
     UnparsableReply,
 )
+from workers.engines.deadline import soft_limit_s
 from workers.engines.openai import OpenAIEngine
 from workers.engines.openai_reply import completion_of
 from workers.engines.openai_settings import OpenAISettings, settings_from, variables
@@ -687,6 +688,34 @@ class TestDeadline:
             result = tasks.summarize.apply_async((TEXT,), soft_time_limit=1)
             with pytest.raises(TimedOut, match=r"summarize: no whole reply within 0\.\d+ s"):
                 result.get(timeout=20)
+
+    @pytest.mark.parametrize(
+        ("configured", "of_task", "of_call", "limit_s"),
+        [
+            ({}, {}, None, None),
+            ({"task_soft_time_limit": 120, "task_time_limit": 100}, {}, None, 120),
+            ({"task_time_limit": 150}, {}, None, 150),
+            ({"task_soft_time_limit": 120}, {"soft_time_limit": 60}, None, 60),
+            ({"task_soft_time_limit": 120}, {"soft_time_limit": 60}, (50, 40), 40),
+            ({"task_soft_time_limit": 120}, {}, (50, None), 120),
+            ({"task_time_limit": 150}, {"time_limit": 90}, (50, None), 50),
+        ],
+    )
+    def test_a_tasks_limit_is_the_calls_or_its_own_or_the_configurations(
+        self,
+        configured: Mapping[str, Any],
+        of_task: Mapping[str, Any],
+        of_call: tuple[Any, Any] | None,
+        limit_s: float | None,
+    ) -> None:
+        def body() -> None: ...
+
+        app = Celery("limits", set_as_current=False)
+        task = app.task(shared=False, **of_task)(body)
+        assert task.name in app.tasks  # it is bound: even Celery 5.7 gives it no limit of the configuration any more
+        app.conf.update(configured)
+        task.push_request(timelimit=of_call)
+        assert soft_limit_s(task) == limit_s
 
     def test_a_batch_has_one_limit_for_all_its_items(
         self, in_force: Callable[..., OpenAIEngine], provider: Provider, app: Celery

@@ -40,7 +40,9 @@ def deadline_within(timeout_s: float) -> float:
 def soft_limit_s(task: Any) -> float | None:
     """Return the time limit of *task*'s current run in seconds: soft, or hard if there is no other; None if none."""
     hard, soft = task.request.timelimit or (None, None)
-    found: float | None = soft or task.soft_time_limit or hard or task.time_limit
+    conf = task.app.conf  # before Celery 5.7 its limits are the pool's, and no task has them
+    soft = soft or task.soft_time_limit or conf.task_soft_time_limit
+    found: float | None = soft or hard or task.time_limit or conf.task_time_limit
     return found
 
 
