@@ -375,6 +375,15 @@ class TestTheRecords:
         roll_up(app)
         assert one(app, records.beat).level == "ok"
 
+    @pytest.mark.parametrize(("period_s", "level"), [(60, "fail"), (0, "ok")])
+    def test_a_roll_up_by_hand_makes_a_dead_beat_no_better_unless_the_schedule_is_yours(
+        self, valkey: EmbeddedServer, period_s: int, level: str
+    ) -> None:
+        app = make_app(valkey.url, aicache_rollup_period_s=period_s)
+        assert run(app, "rollup").exit_code == 0
+        send_samples(app, look_up(time.time(), "shout", hit=True, took_ns=1000))
+        assert one(app, records.beat).level == level
+
     def test_a_beat_that_stopped(self, valkey: EmbeddedServer, client: Any) -> None:
         app = make_app(valkey.url)
         roll_up(app)
