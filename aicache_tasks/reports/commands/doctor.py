@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import click
@@ -26,13 +28,13 @@ STYLES: Final = {"ok": "note", "warn": "warning", "fail": "failure"}
 @command
 @click.option("--strict", is_flag=True, help="End with 1 for a warning too.")
 @click.option(
-    "--probe", is_flag=True, hidden=True, help="Print keys of made-up calls, for the comparison of two processes."
+    "--probe", is_flag=True, hidden=True, help="Print keys of made-up calls, for the comparison of processes."
 )
 @json_option
 def doctor(ctx: click.Context, strict: bool, probe: bool, as_json: bool) -> None:
     """Say what is wrong with the set-up, and what to do about it.
 
-    Asks the cache's server, the broker, the workers and two processes of its own; changes nothing. Each check is ok, a
+    Asks the cache's server, the broker, the workers and processes of its own; changes nothing. Each check is ok, a
     warning, or a failure, for which the command ends with 1.
     """
     from aicache_tasks.reports.doctor import CHECKS, Case, Finding, examine, stability
@@ -57,9 +59,13 @@ def doctor(ctx: click.Context, strict: bool, probe: bool, as_json: bool) -> None
 
 def _probe(argv: Sequence[str]) -> list[str] | None:
     """Return this command as it was called, but for what it is to do."""
-    if "aicache" not in argv[1:]:
+    ends = [index for index, pair in enumerate(pairwise(argv)) if pair == ("aicache", "doctor")]
+    if not ends:
         return None
-    return [sys.executable, "-m", "celery", *argv[1 : argv.index("aicache", 1)], "aicache", "doctor", "--probe"]
+    given = list(argv[1 : ends[-1]])
+    if any(option.startswith("--workdir") for option in given):
+        given += ["--workdir", str(Path.cwd())]  # the last one counts; a relative one would count from here
+    return [sys.executable, "-m", "celery", *given, "aicache", "doctor", "--probe"]
 
 
 def _worst(found: Sequence[tuple[str, ...]]) -> str:

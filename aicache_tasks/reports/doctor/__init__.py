@@ -29,7 +29,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *(application.switches, application.models, application.pickle, application.results),
     *(redbeat.times, redbeat.lock, application.redelivery),
     *(workers.answers, workers.versions, workers.policies),
-    stability.keys,
+    *(stability.faults, stability.keys),
 )
 
 
