@@ -191,20 +191,24 @@ def fields_of(told: Told) -> dict[str, Any]:
     >>> fields_of(Told(0.0, "id", "w@h", "hit", "shout", None))["kwargs"]
     "{'cache': 'hit', 'operation': 'shout', 'arguments': '<redacted>'}"
 
-    An argument that has the name of one of ours is not shown: monitors are searched for ours.
+    An argument that has the name of one of ours is not shown: monitors are searched for ours. Arguments that a
+    monitor could not read again, a date or what Celery cut, are shown as one text: else it could not search at all.
+
+    >>> print(fields_of(Told(0.0, "id", "w@h", "hit", "shout", "{'x': inf}"))["kwargs"])
+    {'cache': 'hit', 'operation': 'shout', 'arguments': "{'x': inf}"}
     """
     said = {"cache": told.status, "operation": told.operation}
     fields = said | ({"name": told.task} if told.task else {})
-    if told.shown is None:
-        return fields | {"kwargs": repr(said | {"arguments": REDACTED})}
-    shown = _mapping(told.shown)
-    return fields if shown is None else fields | {"kwargs": repr(said | shown | said)}
+    shown = REDACTED if told.shown is None else told.shown
+    arguments = None if told.shown is None else _mapping(told.shown)
+    return fields | {"kwargs": repr(said | ({"arguments": shown} if arguments is None else arguments | said))}
 
 
 def _mapping(shown: str) -> dict[str, Any] | None:
     """Return the keyword arguments in what Celery shows of them, None if they are not all there."""
     try:
         found = ast.literal_eval(shown or "{}")
+        ast.literal_eval(repr(found))  # Celery cuts with `...`, which is a literal; its value's name is not
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

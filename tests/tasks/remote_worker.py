@@ -38,8 +38,8 @@ def shout(text: str) -> str:
 
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="open", redact=False, ttl="10m"), shared=False)
-def opened(text: str, *, size: int = 1) -> str:
-    return text * size
+def opened(text: str, *, size: int | list[Any] = 1) -> str:
+    return text * size if isinstance(size, int) else text
 
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="figures"), shared=False)
