@@ -302,6 +302,19 @@ class TestTheServer:
         app.conf.result_backend, app.conf.broker_url = None, own_server.url
         assert "the broker lies on it too" in one(app, server.eviction).what
 
+    @pytest.mark.parametrize("broker", ["{other};{cache}", "{cache};{other}", ["{other}", "{cache}"]], ids=str)
+    def test_sharing_it_with_a_broker_that_is_one_of_several(
+        self, own_server: EmbeddedServer, valkey: EmbeddedServer, broker: str | list[str]
+    ) -> None:
+        app, named = make_app(own_server.url), {"cache": own_server.url, "other": valkey.url}
+        app.conf.broker_url = broker.format(**named) if isinstance(broker, str) else [b.format(**named) for b in broker]
+        assert one(app, server.eviction).what.startswith("the broker lies on it too")
+
+    def test_sharing_it_with_the_broker_that_is_read(self, own_server: EmbeddedServer, valkey: EmbeddedServer) -> None:
+        app = make_app(own_server.url)
+        app.conf.update(broker_url=valkey.url, broker_read_url=own_server.url)
+        assert one(app, server.eviction).what.startswith("the broker lies on it too")
+
     @pytest.mark.parametrize(
         ("settings", "level", "said"),
         [

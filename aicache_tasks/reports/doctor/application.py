@@ -102,7 +102,7 @@ def results(case: Case) -> Iterator[Finding]:
 
 def redelivery(case: Case) -> Iterator[Finding]:
     """Is a call delivered again while its body still runs?"""
-    if not case.broker_url.startswith(("redis", "sentinel")):
+    if not any(url.startswith(("redis", "sentinel")) for url in case.broker_urls):
         return
     visible_s = (case.app.conf.broker_transport_options or {}).get("visibility_timeout", VISIBILITY_S)
     if not isinstance(visible_s, int | float):

@@ -146,15 +146,15 @@ class Case:
         """What of Celery's lies on the cache's server: ``broker``, ``result backend``."""
         if self.server is None:
             return []
-        urls = {"broker": self.broker_url, "result backend": str(self.app.conf.result_backend or "")}
-        mine = self.server.info.get("run_id")
-        return [name for name, url in urls.items() if url and mine and info_of(url).get("run_id") == mine]
+        backend, mine = str(self.app.conf.result_backend or ""), self.server.info.get("run_id")
+        urls = [*(("broker", url) for url in self.broker_urls), ("result backend", backend)]
+        return list(dict.fromkeys(name for name, url in urls if mine and url and info_of(url).get("run_id") == mine))
 
     @cached_property
-    def broker_url(self) -> str:
-        """The broker's URL, with its password."""
-        with self.app.connection_for_write() as connection:
-            return str(connection.as_uri(include_password=True))
+    def broker_urls(self) -> list[str]:
+        """All that may be the broker, with their passwords: to write and to read, and what a failover list names."""
+        made = self.app.connection_for_write(), self.app.connection_for_read()  # no connection yet
+        return list(dict.fromkeys(url for one in made for url in (one.as_uri(include_password=True), *one.alt[1:])))
 
     @cached_property
     def is_open_to_all(self) -> bool:

@@ -61,7 +61,7 @@ def times(case: Case) -> Iterator[Finding]:
 
 def lock(case: Case) -> Iterator[Finding]:
     """Does a beat hold the lock now?"""
-    url = str(case.app.conf.get("redbeat_redis_url") or case.broker_url) if is_used(case) else ""
+    url = str(case.app.conf.get("redbeat_redis_url") or case.broker_urls[0]) if is_used(case) else ""
     if urlsplit(url).scheme not in URL_SCHEMES[:-1]:  # not used, or behind Sentinel or a Cluster
         return
     key = key_of(case)
