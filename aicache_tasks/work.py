@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal
 from itertools import islice
-from threading import Lock
 from time import perf_counter_ns
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from aicache_tasks.ledger import MAX_NAMES, OTHER
 from aicache_tasks.prices import EXACT, MICROS, MOST_MICROS, NAMES, Prices, counts_tokens, is_priced, whole
@@ -25,6 +24,14 @@ _MODEL_CHARS: Final = 200
 _KIND_CHARS: Final = 64
 _MAX_READ: Final = 10_000
 T = TypeVar("T")
+
+
+class Said(NamedTuple):
+    """What a body says that it took."""
+
+    model: str | None = None
+    usage: dict[str, int] | None = None
+    cost: Decimal | None = None
 
 
 class Work:
@@ -44,8 +51,8 @@ class Work:
     prices = ""
     """Version of the prices that were asked; empty if the body said the cost itself."""
 
-    def __init__(self) -> None:
-        self.lock = Lock()
+    said = Said()
+    """What was said so far; what is kept is what was said when the body ended, so that all who ask hear the same."""
 
     def run(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what *body* returns, and take note of what it takes."""
@@ -56,8 +63,22 @@ class Work:
             self.outcome = "success"
         finally:
             self.compute_ns = perf_counter_ns() - started
+            self.model, self.usage, self.cost = self.said
             CURRENT.reset(token)
         return value
+
+    def say(self, counts: list[tuple[str, int]] | None, amount: Decimal | None, name: str | None) -> None:
+        """Add to what was said.
+
+        There is no lock: a signal handler may say something in the middle of this, and a fork would leave it locked.
+        """
+        while True:
+            said = self.said
+            model, cost = said.model if name is None else name, _paid(said.cost, amount)
+            more = Said(model, _added(said.usage, counts), cost)
+            if self.said is said:  # else another thread, or a handler, was faster; with no call CPython lets none
+                self.said = more  # come in between these lines
+                return
 
     def price(self, prices: Prices | None) -> bool:
         """Work out what the body cost; return False if it took tokens of which *prices* do not know what they cost."""
@@ -102,12 +123,7 @@ def annotate(
     work = CURRENT.get()
     if work is None:
         return
-    counts, amount, name = _read(_counts, usage), _read(_amount, cost), _read(_name, model)
-    with work.lock:  # threads of the body may share its context
-        work.usage = _added(work.usage, counts)
-        if amount is not None:
-            work.cost = amount if work.cost is None else EXACT.add(work.cost, amount)
-        work.model = work.model if name is None else name
+    work.say(_read(_counts, usage), _read(_amount, cost), _read(_name, model))
 
 
 def _read(kind: Callable[[Any], T | None], given: Any) -> T | None:
@@ -132,12 +148,16 @@ def _added(have: dict[str, int] | None, more: list[tuple[str, int]] | None) -> d
     """Return *have* with *more* added; what has no room for its name counts under another."""
     if more is None:
         return have
-    total = dict(have or {})  # a new one: a thread that outlives the body does not change what is being kept
+    total = dict(have or {})
     for kind, count in more:
         if abs(count) < _MAX_COUNT:
             name = kind if kind in total or kind in NAMES or len(total) < MAX_NAMES else OTHER
             total[name] = max(min(total.get(name, 0) + count, _MAX_COUNT), -_MAX_COUNT)
     return total
+
+
+def _paid(have: Decimal | None, more: Decimal | None) -> Decimal | None:
+    return more if have is None else have if more is None else EXACT.add(have, more)
 
 
 def _amount(cost: Any) -> Decimal | None:

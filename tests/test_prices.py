@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from contextvars import copy_context
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from aicache_tasks.codec import decode_meta, encode_meta
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.prices import MOST_MICROS, Price, Prices, counts_tokens, is_priced, parse, tokens_in, whole
 from aicache_tasks.settings import Settings
-from aicache_tasks.work import Work, annotate
+from aicache_tasks.work import Work, _added, annotate
 
 MINI = {"input": 0.15, "cached_input": 0.075, "output": 0.60}
 TABLE: dict[str, Any] = {"version": "2026-11", "currency": "USD", "models": {"mini*": MINI}}
@@ -349,6 +351,46 @@ class TestWork:
         finally:
             sys.setswitchinterval(interval)
         assert [(work.usage, work.cost) for work in works] == [({"input_tokens": 2000}, Decimal(2000))] * 5
+
+    def test_a_signal_handler_speaks_in_the_middle_of_what_the_body_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        signals = [signal.SIGUSR1]
+
+        def interrupted(*given: Any) -> Any:
+            added = _added(*given)
+            if signals:
+                signal.raise_signal(signals.pop())
+            return added
+
+        monkeypatch.setattr("aicache_tasks.work._added", interrupted)
+        before = signal.signal(signal.SIGUSR1, lambda *_: annotate(model="late", usage={"late_tokens": 1}, cost=1))
+        try:
+            work = worked(lambda: annotate(usage={"input_tokens": 3}, cost=2))
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert (work.model, work.usage, work.cost) == ("late", {"late_tokens": 1, "input_tokens": 3}, 3)
+
+    def test_nobody_waits_for_a_thread_that_is_speaking(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A child that was forked meanwhile would wait for ever."""
+        speaks, goes_on, went_on = Event(), Event(), []
+
+        def held(*given: Any) -> Any:
+            added = _added(*given)
+            if current_thread() is not main_thread() and not speaks.is_set():
+                speaks.set()
+                went_on.append(goes_on.wait(5))
+            return added
+
+        def body() -> None:
+            thread = Thread(target=copy_context().run, args=(lambda: annotate(usage={"b": 1}),), daemon=True)
+            thread.start()
+            assert speaks.wait(20)
+            annotate(usage={"a": 1})
+            goes_on.set()
+            thread.join(20)
+
+        monkeypatch.setattr("aicache_tasks.work._added", held)
+        assert worked(body).usage == {"a": 1, "b": 1}
+        assert went_on == [True]
 
     @pytest.mark.parametrize(
         ("said", "is_known"),

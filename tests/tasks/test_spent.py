@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from typing import Any
 
 import pytest
@@ -177,6 +178,26 @@ class TestBodiesWithinBodies:
 
 
 class TestWhatABodySays:
+    def test_counts_until_it_ends_for_its_entry_as_for_the_records(self, app: Celery) -> None:
+        """A thread that outlives the body may still speak while its answer is being stored."""
+        contexts: list[Context] = []
+
+        def late(_: str) -> bool:
+            contexts.pop().run(annotate, model="m-2", usage={"input_tokens": 1000}, cost=9)
+            return True
+
+        @app.task(base=CachedTask, cache=CachePolicy(operation="says", store_if=late), name="says", shared=False)
+        def says(text: str) -> str:
+            annotate(model="m-1", usage={"input_tokens": 10, "output_tokens": 1})
+            contexts.append(copy_context())
+            return text
+
+        says("a"), says("a")
+        record, entry = record_of(app, "says"), says.cache.peek("a")
+        assert record.spent.tokens == record.saved.tokens == entry.usage == {"input_tokens": 10, "output_tokens": 1}
+        assert record.spent.costs == record.saved.costs == {"7": MICROS}
+        assert entry.model == "m-1"
+
     @pytest.mark.parametrize(
         ("model", "usage"),
         [
@@ -194,7 +215,7 @@ class TestWhatABodySays:
         @app.task(base=CachedTask, cache=CachePolicy(operation="says"), name="says", shared=False)
         def says(text: str) -> str:
             annotate(model=model, usage={"input_tokens": 10, "output_tokens": 1})
-            for _ in range(2100):
+            for _ in range(2100 if len(usage) == 1 else 3):  # past 2**64
                 annotate(usage=usage)
             return text
 
