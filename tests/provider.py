@@ -8,6 +8,7 @@ Without `then` it answers well: what each operation asks for, counted in tokens.
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -201,8 +202,26 @@ def retry_date(seconds: float) -> Mapping[str, str]:
     return {"Retry-After": formatdate(time.time() + seconds, usegmt=True)}
 
 
-def raw(body: bytes, kind: str = "application/json", headers: Mapping[str, str] | None = None) -> Behaviour:
-    return lambda handler: handler.reply(body, kind=kind, headers=headers)
+def raw(
+    body: bytes, kind: str = "application/json", headers: Mapping[str, str] | None = None, status: int = 200
+) -> Behaviour:
+    return lambda handler: handler.reply(body, status, kind, headers)
+
+
+def compressed(status: int, headers: Mapping[str, str] | None = None) -> Behaviour:
+    """An error with *status* that was compressed unasked."""
+    return raw(
+        gzip.compress(b'{"error": {"message": "slow"}}'),
+        headers={"Content-Encoding": "gzip", **(headers or {})},
+        status=status,
+    )
+
+
+def encoded(encoding: str) -> Behaviour:
+    """Answer well, and say that it is in *encoding*, which it is not."""
+    return lambda handler: handler.reply(
+        json.dumps(handler.completion()).encode(), headers={"Content-Encoding": encoding}
+    )
 
 
 def twice(handler: Handler) -> None:

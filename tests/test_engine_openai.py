@@ -525,6 +525,14 @@ def test_an_error_of_any_form_is_told_by_its_status(
     assert len(provider.asked) == 1
 
 
+@pytest.mark.parametrize("encoding", ["", " IDENTITY", "UTF-8"])
+def test_an_encoding_that_encodes_nothing_is_no_compression(
+    make: Callable[..., OpenAIEngine], provider: Provider, encoding: str
+) -> None:
+    provider.then.append(stub.encoded(encoding))
+    assert make(retries=0).complete(request()).text == stub.GOOD["summarize"]
+
+
 class TestRetries:
     @pytest.mark.parametrize("failure", [stub.error(500), stub.limited(), stub.cut, stub.refuse, stub.error(408)])
     def test_a_server_that_recovers_in_time_gives_the_answer(
@@ -767,7 +775,14 @@ class TestFallback:
         assert tasks.summarize(TEXT) == computed
 
     @pytest.mark.parametrize(
-        "failure", [stub.error(500), stub.error(404), stub.limited(**{"Retry-After": "900"}), stub.cut]
+        "failure",
+        [
+            stub.error(500),
+            stub.error(404),
+            stub.limited(**{"Retry-After": "900"}),
+            stub.cut,
+            stub.compressed(429, {"Retry-After": "60"}),
+        ],
     )
     def test_it_is_asked_when_the_model_fails_for_good(
         self, make: Callable[..., OpenAIEngine], provider: Provider, failure: Behaviour

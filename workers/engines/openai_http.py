@@ -39,6 +39,8 @@ _HEADERS: Final = (
     (b"user-agent", f"OpenAI/Python {openai.__version__}".encode("ascii")),
 )
 _PIECE_BYTES: Final = 65_536
+_PLAIN: Final = frozenset({"", "identity", "utf-8"})
+"""Content encodings that encode nothing; the last is none at all, but servers say it."""
 _NO_KEY: Final = "none"  # the SDK insists on one; no request carries it
 
 
@@ -144,18 +146,29 @@ class _Transport(httpx2.BaseTransport):
         reply = self._pool.handle_request(httpcore2.Request(request.method, target, headers=headers, content=body))
         assert isinstance(reply.stream, Iterable)
         response = httpx2.Response(reply.status, headers=reply.headers, stream=_Bounded(reply.stream))
-        if response.headers.get("content-encoding", "identity") != "identity":
+        if response.status_code >= 300:
+            raise RefusedByStatus(response.status_code, response.headers, _error_body(response))
+        if _is_compressed(response):
             response.close()
             raise UnreadableReply("compressed, though asked not to be")
-        if response.status_code < 300:
-            return response
-        try:
-            raise RefusedByStatus(response.status_code, response.headers, response.read())
-        finally:
-            response.close()
+        return response
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _is_compressed(response: httpx2.Response) -> bool:
+    return response.headers.get("content-encoding", "").strip().lower() not in _PLAIN
+
+
+def _error_body(response: httpx2.Response) -> bytes:
+    """Return what an error says, nothing where that cannot be read: its status says the most."""
+    try:
+        return b"" if _is_compressed(response) else response.read()
+    except UnreadableReply:
+        return b""
+    finally:
+        response.close()
 
 
 class _Bounded(httpx2.SyncByteStream):
