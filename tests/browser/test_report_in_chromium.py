@@ -22,15 +22,27 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 
+NO_LABELS_MEET = """plots => plots.every((plot) => {
+  const boxes = [...plot.querySelectorAll(".aic-tick-x")].map((label) => label.getBoundingClientRect());
+  return boxes.length && boxes.every((box, at) => !at || box.left > boxes[at - 1].right);
+})"""
+
+
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     now_s = time.time()
-    path = tmp_path_factory.mktemp("report") / "cache.html"
+    folder = tmp_path_factory.mktemp("report")
     with EmbeddedServer() as server:
         app = make_app(server.url)
         count_up(app, calls(400, [now_s - hours * 3600 for hours in range(20)], ["shout", "whisper", HOSTILE, MARKUP]))
-        assert run(app, "report", "--html", str(path)).exit_code == 0
-    return path  # the server has gone
+        for name, since in (("cache", "24h"), ("month", "30d"), ("year", "365d")):
+            assert run(app, "report", "--html", str(folder / f"{name}.html"), "--since", since).exit_code == 0
+    return folder  # the server has gone
+
+
+@pytest.fixture
+def file(folder: Path) -> Path:
+    return folder / "cache.html"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -66,6 +78,19 @@ def check(page: Page, theme: str) -> None:
     page.get_by_role("button", name="Operation").click()
     assert sorted(before) == sorted(rows.all_inner_texts())
     assert page.locator("#aic-operations th[aria-sort]").inner_text().startswith("Operation")
+
+
+@pytest.mark.parametrize(("name", "size"), [("month", PHONE), ("year", DESKTOP)])
+def test_days_can_be_told_apart_below_every_plot(
+    chromium: Browser, folder: Path, name: str, size: tuple[int, int]
+) -> None:
+    page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
+    try:
+        page.goto((folder / f"{name}.html").as_uri())
+        page.locator(".aic-plot .aic-tick-x").first.wait_for()
+        assert page.locator(".aic-plot").evaluate_all(NO_LABELS_MEET)
+    finally:
+        page.close()
 
 
 def test_what_has_no_price_has_no_cost_as_on_the_command_line(chromium: Browser, tmp_path: Path) -> None:

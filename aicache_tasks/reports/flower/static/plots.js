@@ -158,7 +158,8 @@ function grid(plot, width) {
 
 function times(plot, width) {
   const { starts, length } = plot.given, room = Math.max(Math.floor((width - LEFT) / 76), 2);
-  const every = [5, 10, 15, 30, 60, 180, 240, 360, 720, 1440, 2880, 7200, 14400].find((minutes) => (starts.length * length) / 60 / minutes <= room) * 60;
+  const rough = (starts.length * length) / 60 / room;
+  const every = ([5, 10, 15, 30, 60, 180, 240, 360, 720, 1440].find((minutes) => minutes >= rough) ?? Math.ceil(rough / 1440) * 1440) * 60;
   return starts.flatMap((start, at) => {
     if (start % every) return [];
     const text = length >= 86400 || start % 86400 === 0 ? day(start) : clock(start), middle = plot.x(at) + (plot.x(1) - plot.x(0)) / 2;
