@@ -2,6 +2,9 @@
 The summary records as they lie in Redis: to be read, and asked for.
 
 In: operations, windows, workers.   Out: records; what waits.   Changes nothing but keys that are not ours (`mending`).
+
+A record that is damaged is read as an empty one that counts it. One of a newer version stops whoever reads: without it
+every sum would be too small, and look right.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
-from aicache_tasks.errors import PayloadError, SettingsError, StoreRefused
+from aicache_tasks.errors import CorruptPayload, SettingsError, StoreRefused, UnknownPayload
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
+from aicache_tasks.monitor.advice import shown
 from aicache_tasks.parts import Parts
 from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Keep
 from aicache_tasks.samplekeys import SampleKeys
@@ -65,10 +69,14 @@ class RecordStore:
         return sorted(map(text_of, self.ask(self.inbox.hash, self.keys.totals)))
 
     def totals(self) -> dict[str, SummaryRecord]:
-        """Return each operation's lifetime totals, as of the last roll-up."""
+        """Return each operation's lifetime totals, as of the last roll-up.
+
+        Raises:
+            UnknownPayload: a newer version wrote one of them.
+        """
         held = self.ask(self.inbox.hash, self.keys.totals)
         named = {text_of(name): data for name, data in held.items()}
-        return {name: record for name in sorted(named) for record in _read(named[name], name, "total", 0)}
+        return {name: _read(named[name], name, "total", 0) for name in sorted(named)}
 
     def read(self, operation: str, resolution: str, start_s: float, end_s: float) -> list[SummaryRecord]:
         """Return the records of the windows that begin in [*start_s*, *end_s*), oldest first; empty ones are not there.
@@ -78,6 +86,9 @@ class RecordStore:
             resolution: ``minute``, ``hour`` or ``day``.
             start_s: seconds since the epoch.
             end_s: seconds since the epoch.
+
+        Raises:
+            UnknownPayload: a newer version wrote one of them.
         """
         length, key = WINDOWS_S[resolution], self.keys.records(operation, resolution)
         now_s = self.parts.now_ms() / 1000  # of this process: near enough to leave out what cannot be there
@@ -106,7 +117,8 @@ class RecordStore:
             some = starts[first : first + FIELDS_AT_ONCE]
             (found,) = self.ask(self.inbox.fetch, [(key, [str(start) for start in some])])
             for start, data in zip(some, found, strict=True):
-                yield from _read(data, name, kind, start)
+                if data is not None:
+                    yield _read(data, name, kind, start)
 
     def worker_times(self) -> dict[str, int]:
         """Return when each worker and producer was last heard of, seconds since the epoch."""
@@ -132,13 +144,25 @@ class RecordStore:
         return do()
 
 
-def _read(data: bytes | None, name: str, kind: str, start: int) -> Iterator[SummaryRecord]:
-    """Yield the record in *data*, nothing if there is none that this version can read."""
-    if data is not None:
-        try:
-            yield SummaryRecord.unpack(data, name, kind, start)
-        except PayloadError:
-            return
+def unpacked(data: bytes, name: str, kind: str, start: int) -> SummaryRecord:
+    """Return the record in *data*.
+
+    Raises:
+        UnknownPayload: a newer version wrote it; says which record that is.
+        CorruptPayload: it is damaged.
+    """
+    try:
+        return SummaryRecord.unpack(data, name, kind, start)
+    except UnknownPayload as error:
+        what = f"record {kind} {start} of {shown(name)}: {error}"
+        raise UnknownPayload(f"{what}; a newer aicache-tasks has to read it, or it must be removed") from None
+
+
+def _read(data: bytes, name: str, kind: str, start: int) -> SummaryRecord:
+    try:
+        return unpacked(data, name, kind, start)
+    except CorruptPayload:
+        return SummaryRecord(name, kind, start, damaged=1)
 
 
 def _age_s(head: Head) -> float:

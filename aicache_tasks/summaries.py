@@ -19,9 +19,8 @@ from itertools import accumulate, takewhile
 from typing import Any, Final, NamedTuple
 
 from aicache_tasks.batches import decode_batch, raw_bytes
-from aicache_tasks.errors import CorruptPayload, PayloadError, UnknownPayload
-from aicache_tasks.monitor.advice import shown
-from aicache_tasks.recordstore import RecordStore
+from aicache_tasks.errors import CorruptPayload, PayloadError
+from aicache_tasks.recordstore import RecordStore, unpacked
 from aicache_tasks.retention import tidy
 from aicache_tasks.rollup import NOBODY, Fold, Names, Place
 from aicache_tasks.stores.inbox import Commit, Head
@@ -273,12 +272,9 @@ def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[b
     total = SummaryRecord(place.name, place.kind, place.start)
     if data is not None:
         try:
-            total = SummaryRecord.unpack(data, place.name, place.kind, place.start)
+            total = unpacked(data, place.name, place.kind, place.start)
         except CorruptPayload:
             damaged.append(data[:_ASIDE_BYTES])
-        except UnknownPayload as error:
-            what = f"record {place.kind} {place.start} of {shown(place.name)}"
-            raise UnknownPayload(f"{what}: {error}; newer workers have to roll up, or it must be removed") from None
     total.merge(delta)
     return total
 

@@ -91,7 +91,7 @@ class SummaryRecord:
     undecodable: int = 0
     """Batches that a roll-up could not read and set aside."""
     damaged: int = 0
-    """Records that a roll-up could not read, set aside and began anew."""
+    """Records that could not be read: those that a roll-up set aside and began anew, and, as it is read, itself."""
     saved: Ledger = field(default_factory=Ledger)
     spent: Ledger = field(default_factory=Ledger)
 

@@ -321,13 +321,15 @@ class TestLive:
 
 
 class TestBrokenRecords:
-    def test_a_record_that_cannot_be_read_is_passed_over(self, valkey: EmbeddedServer, client: Any) -> None:
+    def test_a_record_that_cannot_be_read_hides_no_other_and_counts_itself(
+        self, valkey: EmbeddedServer, client: Any
+    ) -> None:
         app, now_s = make_app(valkey.url), time.time()
         count_up(app, calls(30, [now_s - 3 * HOUR, now_s - HOUR], ["shout"]))
         key = reader_of(app).summaries.keys.records("shout", "hour")
         client.hset(key, str(int(now_s - 3 * HOUR) // HOUR * HOUR), b"\x00junk")
         records = list(reader_of(app).each(Span(now_s - 5 * HOUR, now_s), "hour"))
-        assert [record.lookups for record in records] == [15]
+        assert [(record.lookups, record.damaged) for record in records] == [(0, 1), (15, 0)]
 
     def test_a_key_of_another_type_is_an_error_that_says_so(self, valkey: EmbeddedServer, client: Any) -> None:
         app, now_s = make_app(valkey.url), time.time()

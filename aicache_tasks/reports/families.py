@@ -88,6 +88,8 @@ def _counters(records: Records) -> Iterator[Metric]:
     yield _counter("aicache_text_lookups", "Look-ups by size of the text.", ["operation", "tier"], _tiers(records))
     lost = sum(record.lost for record in records)
     yield _counter("aicache_lost_samples", "Timings that processes could not send.", [], {(): lost})
+    damaged = sum(record.damaged for record in records)
+    yield _counter("aicache_damaged_records", "Records that could not be read.", [], {(): damaged})
 
 
 def _counts(records: Records, step: str) -> Rows:

@@ -4,7 +4,7 @@ The summary records for Prometheus.
 In: an application; scrapes.   Out: a collector for any registry of ``prometheus_client``.
 
 A scrape takes `limit_s` at most: a thread reads, a scrape that cannot wait for it gets what was read before. When the
-server does not answer, ``aicache_up`` is 0 and there are no other figures.
+server does not answer, or a newer version wrote the records, ``aicache_up`` is 0 and there are no other figures.
 
 Counters do not fall while this process lives, whatever a roll-up is doing, or a replica that took over has not seen.
 Only where more than half is gone, the records were lost, they begin anew: Prometheus takes that for the reset it is.

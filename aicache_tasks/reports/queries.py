@@ -260,4 +260,4 @@ def _with_waiting(
 
 
 def _is_empty(record: SummaryRecord) -> bool:
-    return not record.counts and not record.lost
+    return not (record.counts or record.lost or record.damaged)

@@ -328,6 +328,8 @@ def trouble_lines(total: SummaryRecord) -> Iterator[str]:
         yield f"{answers} took tokens that have no price, and count as no cost; aicache_prices lacks: {models}"
     if total.lost:
         yield f"{plural(total.lost, 'timing')} lost: processes had no room for them, or could not send them"
+    if total.damaged:
+        yield f"{plural(total.damaged, 'record')} could not be read: see Entries set aside in docs/operations.md"
 
 
 def price_lines(total: SummaryRecord, currency: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ In: a click context of ``celery -A app aicache …``.   Out: a `Reader`, a `Scre
 
 ====  =============================================================================================
 0     done; with ``--json`` also where there is nothing to show: its lists are empty
-1     the cache's server does not answer, or refuses
+1     the cache's server does not answer, or refuses; or a newer version wrote the records
 2     wrong use: options, no ``-A``, no ``install(app)``, a wrong or missing setting
 3     nothing to show
 130   interrupted by Ctrl-C
@@ -77,8 +77,8 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
             sys.stdout.flush()
         except StoreError as error:
             raise Unanswered(_unanswered(ctx, error)) from None
-        except UnknownPayload:
-            raise Unanswered("the records are of a newer version of aicache-tasks than this one") from None
+        except UnknownPayload as error:
+            raise Unanswered(str(error)) from None
         except SettingsError as error:
             raise Misused(str(error)) from None
         except KeyboardInterrupt:

@@ -7,12 +7,13 @@ In: one call, an operation, a tag, a pattern, or all.   Out: what went, and what
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import click
 
 from aicache_tasks.cache import AIResponseCache
+from aicache_tasks.errors import UnknownPayload
 from aicache_tasks.policy import matching
 from aicache_tasks.records import CacheEntry
 from aicache_tasks.reports.commands.base import Misused, Nothing, command, echo_json, place_of, reader_of, screen_of
@@ -126,21 +127,20 @@ def _call(ctx: click.Context, name: str, args: list[Any], kwargs: dict[str, Any]
 
 
 def _renewing(ctx: click.Context, operation: str | None, tag: str | None) -> Plan:
-    totals, cache = reader_of(ctx).live().totals, _cache(ctx)
+    totals, cache = _totals(ctx), _cache(ctx)
     if tag is not None:
         what = f"every answer with the tag {label(tag)}"
         return Plan(what, [tag], None, lambda: cache.invalidate_by_tag(tag, CONTEXT))
     if operation is None:
-        what, record = f"every answer in {place_of(ctx)}", total_of(totals.values())
+        what, record = f"every answer in {place_of(ctx)}", _total(totals, totals)
         return Plan(what, sorted(filter(None, totals)), record, lambda: cache.invalidate_all(CONTEXT))
     known_operation(ctx, operation, totals)
-    record = totals.get(operation) or SummaryRecord(operation, "total", 0)
-    what = f"every answer of {label(operation)}"
+    what, record = f"every answer of {label(operation)}", _total(totals, [operation])
     return Plan(what, [operation], record, lambda: cache.invalidate_by_operation(operation, CONTEXT))
 
 
 def _matching(ctx: click.Context, pattern: str) -> Plan:
-    totals, policies = reader_of(ctx).live().totals, runtime_of(loaded(ctx)).policies
+    totals, policies = _totals(ctx), runtime_of(loaded(ctx)).policies
     cache = _cache(ctx)
     operations = matching(pattern, {*policies.operations(), *filter(None, totals)})
     tags = matching(pattern, policies.tags())
@@ -155,7 +155,22 @@ def _matching(ctx: click.Context, pattern: str) -> Plan:
 
     counted = " and ".join(plural(len(n), of) for n, of in ((operations, "operation"), (tags, "tag")) if n)
     what = f"{counted}: {', '.join(map(label, [*operations, *tags]))}"
-    return Plan(what, [*operations, *tags], total_of(totals[name] for name in operations if name in totals), do)
+    return Plan(what, [*operations, *tags], _total(totals, operations), do)
+
+
+def _totals(ctx: click.Context) -> Mapping[str, SummaryRecord | None]:
+    """Return each operation's totals; None where a newer version wrote some: answers can go all the same."""
+    reader = reader_of(ctx)
+    try:
+        return reader.live().totals
+    except UnknownPayload:
+        return dict.fromkeys(reader.summaries.operations())
+
+
+def _total(totals: Mapping[str, SummaryRecord | None], operations: Iterable[str]) -> SummaryRecord | None:
+    found = [totals[name] for name in operations if name in totals]
+    known = [record for record in found if record is not None]
+    return total_of(known) if len(known) == len(found) else None
 
 
 def _cache(ctx: click.Context) -> AIResponseCache:

@@ -107,12 +107,10 @@ def _lines(now: Now, settings: Settings) -> Iterator[str]:
 
 
 def _aside_lines(live: Live) -> Iterator[str]:
-    """Yield what roll-ups could not read so far, and what the next one could not."""
+    """Yield which batches roll-ups could not read so far, and which the next one could not."""
     aside = _set_aside(live)
     if aside["batches"]:
         yield f"{plural(aside['batches'], 'batch')} that could not be read, set aside: {SEE_ASIDE}"
-    if aside["records"]:
-        yield f"{plural(aside['records'], 'record')} that could not be read, set aside and begun anew: {SEE_ASIDE}"
     if live.waiting.undecodable:
         yield f"{plural(live.waiting.undecodable, 'batch')} that cannot be read, and will be set aside: {SEE_ASIDE}"
 

@@ -62,6 +62,9 @@ def inbox(case: Case) -> Iterator[Finding]:
     if case.live.waiting.undecodable:
         fix = "Were they written by a newer version? The roll-up sets them aside."
         yield Finding("inbox", "warn", f"{plural(case.live.waiting.undecodable, 'batch')} cannot be read", fix)
+    if damaged := sum(record.damaged for operation, record in case.live.totals.items() if operation):
+        fix = "The next roll-up sets them aside and begins them anew: see Entries set aside in docs/operations.md."
+        yield Finding("inbox", "warn", f"{plural(damaged, 'record')} of lifetime totals cannot be read", fix)
 
 
 def prices(case: Case) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
-from aicache_tasks.errors import MissingExtraError, SettingsError, StoreError
+from aicache_tasks.errors import MissingExtraError, SettingsError, StoreError, UnknownPayload
 from aicache_tasks.reports.flower import snapshot
 from aicache_tasks.reports.flower.snapshot import Asked, Now
 from aicache_tasks.reports.flower.states import advice
@@ -33,7 +33,7 @@ FRESH_S: Final = 3.0
 TIMES_AS_LONG: Final = 10
 """Reading takes one part in so many of a core's time at most."""
 MOST_DOCUMENTS: Final = 64
-FAULTS: Final = frozenset({"down", "slow", "busy", "misconfigured", "absent"})
+FAULTS: Final = frozenset({"down", "slow", "busy", "newer", "misconfigured", "absent"})
 """States without figures of their own."""
 
 Document = dict[str, Any]
@@ -138,6 +138,8 @@ class Feed:
             return document | {"advice": advice(document["state"]), "breakers": _breakers(parts.store)}
         except (SettingsError, MissingExtraError) as error:
             return _fault("misconfigured", label(str(error), 400))
+        except UnknownPayload as error:
+            return _fault("newer", f"{label(str(error), 400)}.") | _whereabouts(app)
         except StoreError as error:
             did = "It does not answer" if error.reason != "redis_error" else "It answers with an error"
             return _fault("down", f"{did}: {label(error.detail, 200)}.") | _whereabouts(app)

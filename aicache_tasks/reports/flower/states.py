@@ -70,6 +70,14 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "Figures of many spans and operations are asked for at once. The page goes on asking.",
         ("Nothing is to be done; with fewer open pages, or pages that show the same, figures come sooner.",),
     ),
+    "newer": Advice(
+        "A newer version wrote the records",
+        "What this one could add up would be too little.",
+        (
+            "Upgrade aicache-tasks where Flower runs to the workers' version, and restart Flower.",
+            "Was there none? Then the record is damaged: `docs/operations.md` has how to remove it.",
+        ),
+    ),
     "absent": Advice(
         "This application has no cache",
         "Flower was started for an application that has not called `install`.",

@@ -93,7 +93,7 @@ function advise(advice, state) {
   byId("aic-advice-todo").replaceChildren(...advice.todo.map((line) => h("li", null, prose(line))));
 }
 
-const fault = (state) => ["down", "slow", "busy", "misconfigured", "absent"].includes(state);
+const fault = (state) => ["down", "slow", "busy", "newer", "misconfigured", "absent"].includes(state);
 
 function notes() {
   const lines = (shown.alerts || []).map((alert) => h("li", { class: alert.level === "critical" ? "aic-problem" : "aic-warning" },

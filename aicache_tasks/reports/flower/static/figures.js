@@ -122,5 +122,6 @@ export function store(element, shown) {
   add("Roll-up", rollup.batches && rollup.age_s ? `${waiting}, the oldest for ${seconds(rollup.age_s)}` : waiting);
   add("Last asked for", rollup.asked_s_ago === null ? "never" : `${seconds(rollup.asked_s_ago)} ago`);
   if (shown.total.lost_samples) add("Lost timings", `${number(shown.total.lost_samples)} in this span`);
+  if (shown.total.damaged_records) add("Damaged records", `${number(shown.total.damaged_records)} in this span`);
   panel(element, "aic-store", "Server and roll-up", { about: "breakers are Flower's own" }, h("dl", { class: "aic-facts" }, entries));
 }
