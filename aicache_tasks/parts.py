@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aicache_tasks.call import Call
 from aicache_tasks.codec import Codec, encode_meta
@@ -49,31 +49,31 @@ def new_token() -> bytes:
 
 
 class InternalErrors:
-    """Counts our own bugs, bypasses and damaged entries, logs each kind once, and raises our bugs when strict.
+    """Logs each kind of our own bugs, bypasses and damaged entries once, and raises our bugs when strict.
 
     A kind is made of names, of no data; an operation has `_MAX_KINDS` at most, so that none silences the others.
 
     Args:
-        strict: raise instead of counting.
+        strict: raise instead of logging.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
-        self.counts: Counter[str] = Counter()
-        self._kinds: Counter[str] = Counter()
+        self.logged: set[str] = set()
+        self._kinds: Counter[str | None] = Counter({None: 0})  # our own bugs are of no operation, and have room
         self._unpriced: set[tuple[str, str | None]] = set()
 
     def caught(self, error: Exception, where: str) -> None:
-        """Count *error*; the log line has its class only, since its text may quote an argument."""
+        """Log the class of *error*, since its text may quote an argument."""
         if self.strict or steers(error):
             raise error
         name = type(error).__name__
         if self._is_first(f"{where}:{name}"):
             extra = {"aicache": {"where": where, "error": name}}
-            log.error("aicache.internal_error: %s in %s; counted from now on, not logged", name, where, extra=extra)
+            log.error("aicache.internal_error: %s in %s; not logged again", name, where, extra=extra)
 
     def hook_failed(self, hook: str, operation: str, error: Exception) -> None:
-        """Count a policy's callable that raised; warn once for each operation, hook and class."""
+        """Warn of a policy's callable that raised, once for each operation, hook and class."""
         if steers(error):
             raise error
         name = type(error).__name__
@@ -81,14 +81,14 @@ class InternalErrors:
             log.warning("aicache.policy %r: %s= raised %s", operation, hook, name)
 
     def damaged(self, operation: str) -> None:
-        """Count an entry that is removed because it is damaged or no longer valid; warn once for each operation."""
+        """Warn of an entry that is removed because it is damaged or no longer valid, once for each operation."""
         if self._is_first(f"corrupt:{operation}", operation):
             log.warning(
                 "aicache.corrupt %r: an entry was removed", operation, extra={"aicache": {"operation": operation}}
             )
 
     def bypassed(self, operation: str, error: Exception) -> None:
-        """Count a call that cannot be keyed; warn once for each operation, argument and type.
+        """Warn of a call that cannot be keyed, once for each operation, argument and type.
 
         *error* names a path, no value.
 
@@ -115,14 +115,15 @@ class InternalErrors:
         kinds = ", ".join([*usage[:_MAX_SHOWN], "…"] if len(usage) > _MAX_SHOWN else usage)
         log.warning(text, work.prices, model, kinds, extra={"aicache": {"model": work.model, "prices": work.prices}})
 
-    def _is_first(self, kind: str, operation: str = "") -> bool:
-        if kind not in self.counts:
-            name = f"{operation}"  # may be anything, if that is what is wrong
-            if self._kinds[name] >= _MAX_KINDS or (name not in self._kinds and len(self._kinds) >= _MAX_OPERATIONS):
-                return False
-            self._kinds[name] += 1
-        self.counts[kind] += 1
-        return self.counts[kind] == 1
+    def _is_first(self, kind: str, operation: Any = None) -> bool:
+        name = None if operation is None else f"{operation}"  # may be anything, if that is what is wrong
+        if kind in self.logged or self._kinds[name] >= _MAX_KINDS:
+            return False
+        if name not in self._kinds and len(self._kinds) > _MAX_OPERATIONS:
+            return False
+        self._kinds[name] += 1
+        self.logged.add(kind)
+        return True
 
 
 def raise_what_steers(error: BaseException, handled: BaseException | None) -> None:

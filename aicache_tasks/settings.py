@@ -81,7 +81,7 @@ class Settings:
     hash: str = _setting("sha256", checks.digest, "Digest of the keys: any name hashlib knows, 128 bits or more.")
     disabled: bool = _setting(False, checks.switch, "Switch the cache off: every call runs its body.")
     eager: bool = _setting(False, checks.switch, "Use the cache under `task_always_eager` too.")
-    strict: bool = _setting(False, checks.switch, "Raise our own bugs instead of counting them; for tests.")
+    strict: bool = _setting(False, checks.switch, "Raise our own bugs instead of logging them; for tests.")
 
     ttl: float = _setting(
         DEFAULT_TTL_S, checks.duration, "How long an answer lives when its policy and `aicache_ttls` do not say."

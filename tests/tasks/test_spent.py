@@ -284,7 +284,7 @@ class TestTellingOfIt:
         record = record_of(app, "else")
         assert (record.spent.unpriced, record.spent.cost_micros) == ({"m2": 3}, 0)
 
-    def test_many_models_and_kinds_fill_neither_the_log_nor_what_errors_are_counted_in(
+    def test_many_models_and_kinds_fill_neither_the_log_nor_the_room_for_errors(
         self, app: Celery, caplog: pytest.LogCaptureFixture
     ) -> None:
         @app.task(base=CachedTask, cache=CachePolicy(operation="else"), name="else", shared=False)
@@ -296,7 +296,7 @@ class TestTellingOfIt:
         lines = [r.getMessage() for r in caplog.records if "aicache.prices" in r.getMessage()]
         assert len(lines) == 100
         assert max(map(len, lines)) < 500
-        assert not runtime_of(app).cache.parts.errors.counts
+        assert not runtime_of(app).cache.parts.errors.logged
         assert record_of(app, "else").spent.unpriced.total() == 120
 
     def test_without_prices_nobody_is_warned(self, make: Make, caplog: pytest.LogCaptureFixture) -> None:
