@@ -121,7 +121,7 @@ def test_the_tab_s_modules_are_one_script_each_before_what_needs_it(app: Celery,
         elif found := re.fullmatch(r"const .* = MODULE_(\w+);", line):
             assert found[1] in made
     assert sorted(made) == sorted(set(made))
-    assert {"dom", "format", "plots", "charts", "tables", "figures"} == set(made)
+    assert {"dom", "format", "plots", "charts", "tables", "figures", "notes"} == set(made)
     assert all((TAB / f"{name}.js").is_file() for name in made)
 
 

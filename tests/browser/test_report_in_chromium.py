@@ -10,10 +10,11 @@ import pytest
 
 from aicache_tasks.codec import encode_meta
 from aicache_tasks.records import EntryMeta
+from aicache_tasks.stores.base import Budget
 from aicache_tasks.testing import EmbeddedServer
 from tests.browser.conftest import DESKTOP, PHONE
 from tests.browser.test_tab_in_chromium import MARKUP, axe
-from tests.reported import HOSTILE, calls, count_up, make_app
+from tests.reported import HOSTILE, calls, count_up, make_app, others, reader_of
 from tests.test_cli import run
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         count_up(app, calls(400, [now_s - hours * 3600 for hours in range(20)], ["shout", "whisper", HOSTILE, MARKUP]))
         for name, since in (("cache", "24h"), ("month", "30d"), ("year", "365d")):
             assert run(app, "report", "--html", str(folder / f"{name}.html"), "--since", since).exit_code == 0
+        count_up(app, others(20, now_s, "shout", "error", "redis_connection_failed"))
+        reader_of(app).summaries.parts.mode.switch(off=True, budget=Budget(5))
+        assert run(app, "report", "--html", str(folder / "off.html")).exit_code == 0
     return folder  # the server has gone
 
 
@@ -78,6 +82,18 @@ def check(page: Page, theme: str) -> None:
     page.get_by_role("button", name="Operation").click()
     assert sorted(before) == sorted(rows.all_inner_texts())
     assert page.locator("#aic-operations th[aria-sort]").inner_text().startswith("Operation")
+
+
+def test_it_says_that_the_cache_is_off_and_what_the_hit_rate_hides(chromium: Browser, folder: Path) -> None:
+    page = chromium.new_page()
+    try:
+        page.goto((folder / "off.html").as_uri())
+        page.locator("#aic-cards article").first.wait_for()
+        notes = page.locator("#aic-notes > li:visible").all_inner_texts()
+    finally:
+        page.close()
+    assert any(note.startswith("The cache is switched off for all") for note in notes), notes
+    assert any(note.startswith("20 look-ups failed in this span") for note in notes), notes
 
 
 @pytest.mark.parametrize(("name", "size"), [("month", PHONE), ("year", DESKTOP)])

@@ -22,7 +22,6 @@ from typing import Any, Final
 from aicache_tasks.reports.flower.snapshot import Asked, Now, document, now_of
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.reports.spans import Span
-from aicache_tasks.reports.views import alert_line
 from aicache_tasks.reports.wording import moment
 
 HERE: Final = Path(__file__).resolve().parent
@@ -64,7 +63,6 @@ def _page(found: Mapping[str, Any], text: str, now: Now) -> str:
         url=escape(found["place"]["url"]),
         namespace=escape(found["place"]["namespace"]),
         made=moment(now.live.at_s),
-        notes=_notes(now),
         document=in_script(found),
         script=script,
     )
@@ -78,11 +76,6 @@ def in_script(data: Any) -> str:
     """
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _notes(now: Now) -> str:
-    lines = "".join(f'<li class="aic-warning">{escape(alert_line(alert))}</li>' for alert in now.alerts)
-    return f'<ul class="aic-notes" aria-label="Alerts">{lines}</ul>' if lines else ""
 
 
 def _breakers(reader: Reader) -> dict[str, str]:

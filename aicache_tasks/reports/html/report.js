@@ -3,6 +3,7 @@
 import { byId } from "./dom.js";
 import { Charts } from "./charts.js";
 import * as figures from "./figures.js";
+import { notes } from "./notes.js";
 
 const shown = JSON.parse(byId("aic-document").textContent);
 const charts = new Charts(byId("aic-plots"));
@@ -31,4 +32,5 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => { document.documentElement.dataset.bsTheme = dark.matches ? "dark" : "light"; };
 dark.addEventListener("change", theme);
 theme();
+notes(byId("aic-notes"), shown);
 draw();

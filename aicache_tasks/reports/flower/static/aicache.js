@@ -1,12 +1,13 @@
 // The page: asks for the document, shows it, asks again. Nothing is asked while the page is hidden or paused.
 
-import { byId, h, name, prose, replace } from "./dom.js";
+import { byId, h, prose } from "./dom.js";
 import { Charts } from "./charts.js";
 import { Dialog } from "./dialog.js";
 import * as figures from "./figures.js";
-import { clock, measured, number, percent, seconds } from "./format.js";
+import { clock, number, percent } from "./format.js";
+import { notes } from "./notes.js";
 
-const EVERY_MS = 5000, PATIENCE_MS = 12000, SAID_MS = 20000, MOST_REASONS = 4;
+const EVERY_MS = 5000, PATIENCE_MS = 12000, SAID_MS = 20000;
 const root = byId("aic");
 const view = { span: root.dataset.defaultSpan, operation: "", order: { at: 1, down: true } };
 let shown = null, received = 0, paused = false, timer = 0, request = null, lastState = "", chosen = "", unsaid = 0;
@@ -56,7 +57,7 @@ function schedule() {
 function show(why) {
   byId("aic-place").replaceChildren(...(shown.place ? [h("bdi", null, shown.place.url), " · namespace ", h("bdi", null, shown.place.namespace)] : []));
   advise(shown.advice, shown.state);
-  notes();
+  notes(byId("aic-notes"), shown);
   const known = "total" in shown;
   byId("aic-figures").hidden = !known || shown.state === "empty";
   byId("aic-toolbar").hidden = byId("aic-figures").hidden;
@@ -94,35 +95,6 @@ function advise(advice, state) {
 }
 
 const fault = (state) => ["down", "slow", "busy", "newer", "misconfigured", "absent"].includes(state);
-
-function notes() {
-  const lines = (shown.alerts || []).map((alert) => h("li", { class: alert.level === "critical" ? "aic-problem" : "aic-warning" },
-    h("strong", null, alert.level), " ", alert.alert.replaceAll("_", " "), alert.operation ? [" of ", name(alert.label)] : "",
-    `: ${measured(alert.value, alert.unit)}, threshold ${measured(alert.threshold, alert.unit)}, since ${alert.since.slice(0, 16).replace("T", " ")} UTC`));
-  if (shown.total) lines.push(...troubles(shown.total.counts));
-  if (shown.switched_off) lines.push(h("li", { class: "aic-warning" }, prose(shown.switched_off_by === "cache_mode"
-    ? "The cache is switched off for all, and every call runs its body: `cache_mode off`. `celery -A app control cache_mode on` switches it on."
-    : "The cache is switched off for this process: `aicache_disabled`.")));
-  if (shown.samples === "off") lines.push(h("li", { class: "aic-warning" }, prose("Tasks add nothing to these figures: `aicache_samples` is off.")));
-  if (shown.rollup?.late && shown.state === "ok") lines.push(h("li", { class: "aic-info" }, shown.rollup.asked_s_ago === null
-    ? "Nobody has asked for a roll-up yet: is beat running?" : `The last roll-up was asked for ${seconds(shown.rollup.asked_s_ago)} ago: is beat running?`));
-  byId("aic-notes").hidden = !lines.length;
-  byId("aic-notes").replaceChildren(...lines);
-}
-
-// What the hit rate hides: calls that the server did not answer, and answers that it did not take.
-function troubles(counts) {
-  const kinds = [["get", "error", "look-up", "failed in this span, and the bodies ran:"], ["set", "failed", "answer", "could not be stored in this span:"]];
-  return kinds.flatMap(([step, status, thing, text]) => {
-    const reasons = Object.entries(counts[step]?.[status] ?? {}).sort((a, b) => b[1] - a[1]);
-    if (!reasons.length) return [];
-    const all = reasons.reduce((sum, [, times]) => sum + times, 0);
-    const why = reasons.slice(0, MOST_REASONS).map(([reason, times]) => [" ", name(printable(reason)), ` ${number(times)}`]);
-    return [h("li", { class: "aic-warning" }, `${number(all)} ${thing}${all === 1 ? "" : "s"} ${text}`, why, reasons.length > MOST_REASONS ? " …" : "")];
-  });
-}
-
-const printable = (text) => text.replace(/[^ -~]/g, "?").slice(0, 48);
 
 function choices() {
   const select = byId("aic-operation");
