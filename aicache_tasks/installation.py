@@ -19,10 +19,18 @@ from aicache_tasks.fallback import Fallback
 from aicache_tasks.fingerprint import fingerprint
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.outbox import flush_all
-from aicache_tasks.policy import AUTO_VERSION, CachePolicy
+from aicache_tasks.policy import AUTO_VERSION
 from aicache_tasks.redaction import redact_canvas, redact_sends
 from aicache_tasks.remote import add_commands
-from aicache_tasks.runtime import Runtime, cached_tasks, end_events, hide_secrets, name_worker, runtime_of
+from aicache_tasks.runtime import (
+    Runtime,
+    cached_tasks,
+    end_events,
+    hide_secrets,
+    name_worker,
+    runtime_of,
+    useless_policies,
+)
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.summaries import Summaries
 
@@ -186,9 +194,8 @@ def start_fallback(app: Any) -> Fallback | None:
 
 def warn_of_useless_policies(app: Any) -> None:
     """Log each task that was given a policy and does not have the base class that reads it."""
-    for name, task in sorted(app.tasks.items()):
-        if isinstance(getattr(task, "cache", None), CachePolicy):
-            log.warning("aicache: task %r has cache= but is not cached: give it base=CachedTask too", name)
+    for name in useless_policies(app):
+        log.warning("aicache: task %r has cache= but is not cached: give it base=CachedTask too", name)
 
 
 def warn_of_changed_bodies(app: Any, runtime: Runtime) -> list[str]:

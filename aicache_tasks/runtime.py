@@ -17,7 +17,7 @@ from typing import Any, Final
 from aicache_tasks.cache import AIResponseCache
 from aicache_tasks.events import CallEvents
 from aicache_tasks.outbox import producer_name
-from aicache_tasks.policy import PolicyRegistry
+from aicache_tasks.policy import CachePolicy, PolicyRegistry
 from aicache_tasks.settings import PREFIX, Settings, hide, mask_url
 
 _RUNTIMES: Final[weakref.WeakKeyDictionary[Any, Runtime]] = weakref.WeakKeyDictionary()
@@ -116,6 +116,11 @@ def runtime_of(app: Any) -> Runtime:
 def cached_tasks(app: Any) -> list[Any]:
     """Return the tasks of *app* that have a policy, by name."""
     return [task for _, task in sorted(app.tasks.items()) if getattr(task, "cache_policy", None) is not None]
+
+
+def useless_policies(app: Any) -> list[str]:
+    """Return the names of the tasks that were given a policy and do not have the base class that reads it."""
+    return sorted(name for name, task in app.tasks.items() if isinstance(getattr(task, "cache", None), CachePolicy))
 
 
 def name_worker(worker: str) -> None:

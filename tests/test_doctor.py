@@ -458,6 +458,15 @@ class TestTheApplication:
         add(app)
         assert one(Case(app, reader_of(app)).app, application.switches).level == "ok"
 
+    def test_a_task_without_the_base_class_that_reads_its_policy(self, app: Celery) -> None:
+        def body(text: str) -> str:
+            return text
+
+        add(app)
+        app.task(name="shop.forgot", cache=CachePolicy(), shared=False)(body)
+        finding = one(app, application.switches)
+        assert (finding.level, finding.what.endswith("it: shop.forgot")) == ("warn", True)
+
     @pytest.mark.parametrize("setting", [{"aicache_disabled": True}, {"aicache_samples": "off"}])
     def test_what_is_switched_off(self, valkey: EmbeddedServer, setting: dict[str, Any]) -> None:
         app = make_app(valkey.url, **setting)

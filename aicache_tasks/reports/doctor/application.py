@@ -13,6 +13,7 @@ from typing import Any, Final
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.reports.doctor.case import Case, Finding
 from aicache_tasks.reports.wording import duration, label, plural
+from aicache_tasks.runtime import useless_policies
 from aicache_tasks.stores.base import Budget
 
 MODEL_WORDS: Final = ("model", "engine", "llm", "prompt_version", "system_prompt", "temperature", "deployment")
@@ -25,19 +26,25 @@ VISIBILITY_S: Final = 3600.0
 
 def switches(case: Case) -> Iterator[Finding]:
     """Is it on?"""
-    off = [name for name, is_off in _switches(case) if is_off]
-    is_off_for_all = not case.fault and case.parts.mode.seems_off(Budget(ADMIN_BUDGET_S))
-    if is_off_for_all:
-        fix = "Switch it on again: celery control cache_mode on."
-        yield Finding("switches", "warn", "cache_mode has switched the cache off: every call runs its body", fix)
-    if off:
-        fix = "Unset it where this is not meant."
-        yield Finding("switches", "warn", f"switched off here: {', '.join(off)}", fix)
-    elif not case.tasks:
+    amiss = list(_amiss(case))
+    yield from amiss
+    if not amiss and not case.tasks:
         fix = "Give a task base=CachedTask and cache=CachePolicy(…)."
         yield Finding("switches", "warn", "no task has cache=", fix)
-    elif not is_off_for_all:
+    elif not amiss:
         yield Finding("switches", "ok", f"{plural(len(case.tasks), 'task')} cached and timed")
+
+
+def _amiss(case: Case) -> Iterator[Finding]:
+    if not case.fault and case.parts.mode.seems_off(Budget(ADMIN_BUDGET_S)):
+        fix = "Switch it on again: celery control cache_mode on."
+        yield Finding("switches", "warn", "cache_mode has switched the cache off: every call runs its body", fix)
+    if off := [name for name, is_off in _switches(case) if is_off]:
+        fix = "Unset it where this is not meant."
+        yield Finding("switches", "warn", f"switched off here: {', '.join(off)}", fix)
+    if useless := useless_policies(case.app):
+        fix = "Give each base=CachedTask too."
+        yield Finding("switches", "warn", f"cache= without the base class that reads it: {_listed(useless)}", fix)
 
 
 def _switches(case: Case) -> Iterator[tuple[str, bool]]:
