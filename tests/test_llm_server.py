@@ -26,6 +26,7 @@ from tests.cluster.nodes import WorkerProcess
 from tests.llm_server import COMMAND, Running, model_server
 from workers import llm
 from workers.articles import ARTICLES
+from workers.demo_model import listening
 from workers.engines.base import TruncatedReply
 from workers.engines.local import engine_at, served_model
 from workers.engines.openai import OpenAIEngine
@@ -99,6 +100,14 @@ class TestModelFile:
             names.add(llm.model_name(tmp_path / "m,x.gguf"))
         assert len(names) == 2
         assert all(name.startswith("m_x-") for name in names)
+
+    def test_a_name_is_one_word_and_comes_whole_out_of_the_line_that_is_printed(self, tmp_path: Path) -> None:
+        path = tmp_path / "My Model\t\u00a0\u2028é.gguf"
+        path.write_bytes(b"GGUF")
+        name = llm.model_name(path)
+        assert name.startswith("My_Model___é-")
+        (tmp_path / "llm.log").write_text(f"http://127.0.0.1:1/v1 {name} (threads: 1)\n")
+        assert listening(tmp_path / "llm.log") == ("http://127.0.0.1:1/v1", name)
 
 
 @pytest.mark.soak

@@ -168,11 +168,13 @@ def check_address(host: str, port: int) -> None:
 def model_name(path: Path) -> str:
     """Return a name that no other model has: the file's, and the start of its SHA-256.
 
-    It is part of the keys of all answers: two files that are called the same must not answer for each other.
+    It is part of the keys of all answers: two files that are called the same must not answer for each other. It is one
+    word, which ends at a space in the line that is printed, and llama.cpp takes a comma for the end of it.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{path.stem.replace(',', '_')}-{digest[:DIGEST_CHARS]}"
+    word = "".join(char if char.isprintable() and char not in " ," else "_" for char in path.stem)
+    return f"{word}-{digest[:DIGEST_CHARS]}"
 
 
 def free_cores() -> int:
