@@ -169,9 +169,21 @@ def _loaded(name: str, given: str) -> Any:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise SettingsError(f"{name}: the file {shorten(given)} cannot be read: {reason}") from None
     try:
-        return json.loads(text, parse_float=_decimal)
+        return json.loads(text, parse_float=_decimal, object_pairs_hook=lambda pairs: _unambiguous(name, pairs))
+    except SettingsError:
+        raise
     except (ValueError, RecursionError):
         raise SettingsError(f"{name}: no JSON in {shorten(given)}") from None
+
+
+def _unambiguous(name: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of two prices with one name Python would take the last without a word."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise SettingsError(f"{name}: {shorten(key)} is given twice in one object")
+        table[key] = value
+    return table
 
 
 def _models(name: str, given: Any) -> Mapping[str, Price]:

@@ -197,6 +197,18 @@ class TestSetting:
         with pytest.raises(SettingsError, match=error):
             Settings.from_mapping({"aicache_prices": said})
 
+    @pytest.mark.parametrize(
+        ("models", "twice"),
+        [
+            ('{"m": {"input": 1, "output": 2}, "m": {"input": 3, "output": 4}}', "m"),
+            ('{"m": {"input": 1, "output": 2, "input": 3}}', "input"),
+        ],
+    )
+    def test_a_name_that_is_given_twice_in_json_is_refused(self, models: str, twice: str) -> None:
+        said = f'{{"version": "1", "models": {models}}}'
+        with pytest.raises(SettingsError, match=f"aicache_prices: '{twice}' is given twice in one object"):
+            Settings.from_mapping({}, {"AICACHE_PRICES": said})
+
     def test_a_file_that_is_no_text_is_said(self, tmp_path: Path) -> None:
         path = tmp_path / "prices.json"
         path.write_bytes(b"\xff\xfe\xff")
