@@ -304,6 +304,11 @@ def test_celery_shows_the_message_of_a_task_that_its_worker_does_not_know(flown:
     wait_until(lambda: f"{CANARY[::-1]} unknown" in flown.worker.logs(), TIMEOUT_S)
 
 
+def test_celery_shows_the_message_of_a_serializer_that_its_worker_does_not_accept(flown: Aviary) -> None:
+    flown.task("answer").apply_async((f"{CANARY[::-1]} pickled",), serializer="pickle")
+    wait_until(lambda: f"{CANARY[::-1]} pickled" in flown.worker.logs(), TIMEOUT_S)
+
+
 def test_celery_s_own_debug_log_shows_messages(flown: Aviary) -> None:
     program = (
         "import logging, celery.concurrency.base as base; logging.basicConfig(level='DEBUG');"
