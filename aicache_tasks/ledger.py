@@ -11,9 +11,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from aicache_tasks.prices import NAMES
+
 OTHER: Final = "~other"
 """What names stand under once a record has as many as it may."""
 MAX_NAMES: Final = 64
+MAX_KINDS: Final = MAX_NAMES + len(NAMES)
+"""Of tokens."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -35,7 +39,7 @@ class Ledger:
 
     def count(self, name: str, tokens: int) -> None:
         """Add *tokens* of a kind."""
-        tally(self.tokens, name, tokens, OTHER)
+        self.tokens[kind_room(self.tokens, name)] += tokens
 
     def pay(self, prices: str, micros: int) -> None:
         """Add a cost by a version of the prices."""
@@ -48,7 +52,8 @@ class Ledger:
     def merge(self, other: Ledger) -> None:
         """Add *other*."""
         self.compute_ns += other.compute_ns
-        add(self.tokens, other.tokens, OTHER)
+        for name, tokens in other.tokens.items():
+            self.count(name, tokens)
         add(self.costs, other.costs, OTHER)
         add(self.unpriced, other.unpriced, OTHER)
 
@@ -77,3 +82,13 @@ def add(into: Counter[K], more: Mapping[K, int], other: K) -> None:
 def room(held: Mapping[Any, Any], name: K, other: K) -> K:
     """Return *name*, or *other* if there is no room for it."""
     return name if name in held or len(held) < MAX_NAMES else other
+
+
+def kind_room(held: Mapping[str, int], kind: str) -> str:
+    """Return the name that tokens of a *kind* are counted under; there is always room for those with a price.
+
+    >>> full = {f"k{number}": 1 for number in range(MAX_NAMES)}
+    >>> kind_room(full, "k9"), kind_room(full, "input_tokens"), kind_room(full, "words")
+    ('k9', 'input_tokens', '~other')
+    """
+    return kind if kind in NAMES else room(held, kind, OTHER)

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from aicache_tasks.errors import CorruptPayload, UnknownPayload
-from aicache_tasks.ledger import MAX_NAMES, OTHER, Ledger, add, room, tally
+from aicache_tasks.ledger import MAX_KINDS, MAX_NAMES, OTHER, Ledger, add, room, tally
 from aicache_tasks.records import HIT_STATUSES
 from aicache_tasks.sketch import MAX_BUCKETS, PER_OCTAVE, Distribution, PackedBuckets, pack_buckets
 
@@ -237,7 +237,7 @@ class _Spread(msgspec.Struct, array_like=True):
 
 class _LedgerBytes(msgspec.Struct, array_like=True):
     compute_ns: _Whole
-    tokens: Annotated[dict[_Text, _Whole], _Names]
+    tokens: Annotated[dict[_Text, _Whole], Meta(max_length=MAX_KINDS + 1)]
     cost_micros: _Whole
     """In all, which is what a version reads that does not know the next field."""
     costs: Annotated[dict[_Text, _Whole], _Names] = msgspec.field(default_factory=dict)

@@ -13,8 +13,8 @@ from itertools import islice
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple, TypeVar
 
-from aicache_tasks.ledger import MAX_NAMES, OTHER
-from aicache_tasks.prices import EXACT, MICROS, MOST_MICROS, NAMES, Prices, counts_tokens, is_priced, whole
+from aicache_tasks.ledger import kind_room
+from aicache_tasks.prices import EXACT, MICROS, MOST_MICROS, Prices, counts_tokens, is_priced, whole
 from aicache_tasks.records import EntryMeta
 from aicache_tasks.signals import steers
 
@@ -151,7 +151,7 @@ def _added(have: dict[str, int] | None, more: list[tuple[str, int]] | None) -> d
     total = dict(have or {})
     for kind, count in more:
         if abs(count) < _MAX_COUNT:
-            name = kind if kind in total or kind in NAMES or len(total) < MAX_NAMES else OTHER
+            name = kind_room(total, kind)
             total[name] = max(min(total.get(name, 0) + count, _MAX_COUNT), -_MAX_COUNT)
     return total
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from aicache_tasks.errors import CorruptPayload, PayloadError, UnknownPayload
 from aicache_tasks.ledger import MAX_NAMES, OTHER, Ledger
+from aicache_tasks.prices import NAMES
 from aicache_tasks.samplekeys import SampleKeys
 from aicache_tasks.sketch import Distribution
 from aicache_tasks.summary import _WORDS, AGES_PER_OCTAVE, MAX_RECORD_BYTES, SummaryRecord
@@ -110,6 +111,18 @@ class TestAdding:
         record = SummaryRecord("", "hour", 0, memory_bytes=70, lost=1, undecodable=3, damaged=5)
         record.merge(SummaryRecord("", "minute", 0, memory_bytes=50, lost=2, undecodable=4, damaged=6))
         assert (record.memory_bytes, record.lost, record.undecodable, record.damaged) == (70, 3, 7, 11)
+        assert read_back(record) == record
+
+    def test_kinds_of_tokens_with_a_price_keep_their_names_beyond_the_most_of_others(self) -> None:
+        record = SummaryRecord("shout", "minute", 0)
+        for name in (*(f"n{number}" for number in range(MAX_NAMES + 50)), *NAMES):
+            record.spent.count(name, 1)
+            part = SummaryRecord("shout", "minute", 0)
+            part.saved.count(name, 1)
+            record.merge(part)
+        assert record.spent == record.saved
+        assert record.spent.tokens[OTHER] == 50
+        assert {record.spent.tokens[name] for name in NAMES} == {1}
         assert read_back(record) == record
 
     def test_beyond_the_most_names_the_rest_stands_together(self) -> None:
