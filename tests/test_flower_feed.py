@@ -19,6 +19,8 @@ from aicache_tasks.reports.flower.feed import Feed
 from aicache_tasks.reports.flower.metrics import MetricsView
 from aicache_tasks.reports.flower.snapshot import ALL_TIME, Asked
 from aicache_tasks.reports.flower.states import ADVICE
+from aicache_tasks.reports.refusals import ADVICE as WHAT_HELPS
+from aicache_tasks.reports.refusals import NOBODY
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import eventually
@@ -152,7 +154,8 @@ class TestStates:
     def test_no_server(self, feed: Feed, refused_url: str) -> None:
         document = read(feed, make_app(refused_url))
         assert document["state"] == "down"
-        assert document["advice"]["text"].startswith("It does not answer: ")
+        assert document["advice"]["text"] == "It does not answer: ConnectionError."
+        assert document["advice"]["todo"][0] == NOBODY
         assert document["place"]["url"] == refused_url
 
     def test_a_password_shows_nowhere(self, feed: Feed, refused_url: str) -> None:
@@ -160,10 +163,18 @@ class TestStates:
         assert "s3cret" not in str(document)
         assert "********" in document["place"]["url"]
 
-    def test_a_server_that_refuses(self, feed: Feed, valkey: EmbeddedServer) -> None:
-        document = read(feed, make_app(valkey.url.replace("redis://", "redis://nobody:wrong@")))
+    @pytest.mark.parametrize(
+        ("login", "database", "helps"),
+        [("nobody:wrong@", 0, WHAT_HELPS["WRONGPASS"]), ("", 99, "Does it have a database 99?")],
+    )
+    def test_a_server_that_refuses(
+        self, feed: Feed, valkey: EmbeddedServer, login: str, database: int, helps: str
+    ) -> None:
+        document = read(feed, make_app(f"redis://{login}127.0.0.1:{valkey.port}/{database}"))
         assert document["state"] == "down"
         assert document["advice"]["text"].startswith("It answers with an error: ")
+        assert document["advice"]["todo"][0].startswith(helps)
+        assert document["advice"]["todo"][-1].endswith("Only changed settings need a restart, here of Flower.")
 
     def test_a_frozen_server_is_not_waited_for(self, own_server: EmbeddedServer) -> None:
         app, feed = make_app(own_server.url), Feed(limit_s=0.3)

@@ -22,6 +22,7 @@ from aicache_tasks.reports.flower.snapshot import Asked, Now
 from aicache_tasks.reports.flower.states import advice
 from aicache_tasks.reports.pulse import Pulse, pulse_of
 from aicache_tasks.reports.queries import Reader
+from aicache_tasks.reports.refusals import what_helps, what_it_did
 from aicache_tasks.reports.wording import label
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.stores.guard import Guard
@@ -141,8 +142,7 @@ class Feed:
         except UnknownPayload as error:
             return _fault("newer", f"{label(str(error), 400)}.") | _whereabouts(app)
         except StoreError as error:
-            did = "It does not answer" if error.reason != "redis_error" else "It answers with an error"
-            return _fault("down", f"{did}: {label(error.detail, 200)}.") | _whereabouts(app)
+            return _down(error, runtime_of(app).settings.url or "") | _whereabouts(app)
 
     def _current(self, reader: Reader) -> Now:
         """Return what does not depend on what is asked, read once for all documents."""
@@ -157,8 +157,13 @@ class Feed:
         return ended + max(self._fresh_s, TIMES_AS_LONG * (ended - began))
 
 
-def _fault(state: str, detail: str = "") -> Document:
-    return {"schema": snapshot.SCHEMA, "state": state, "advice": advice(state, detail)}
+def _fault(state: str, detail: str = "", *first: str) -> Document:
+    return {"schema": snapshot.SCHEMA, "state": state, "advice": advice(state, detail, *first)}
+
+
+def _down(error: StoreError, url: str) -> Document:
+    helps = what_helps(error, url) or "Look into the server's log, and at `aicache_url`."
+    return _fault("down", f"It {what_it_did(error)}.", helps)
 
 
 def _whereabouts(app: Any) -> Document:

@@ -51,9 +51,8 @@ ADVICE: Final[Mapping[str, Advice]] = {
         "The cache's server cannot be read",
         "",
         (
-            "Is the server up, and can this host reach it?",
             "`celery -A app aicache stats` asks the same from a terminal.",
-            "Tasks go on without the cache meanwhile; nothing needs to be restarted afterwards.",
+            "Tasks that meet the same go on without the cache. Only changed settings need a restart, here of Flower.",
         ),
     ),
     "slow": Advice(
@@ -95,8 +94,8 @@ ADVICE: Final[Mapping[str, Advice]] = {
 """By state; `OK` needs none."""
 
 
-def advice(state: str, detail: str = "") -> dict[str, Any] | None:
-    """Return what to say of *state*, as JSON data; *detail* is already fit to be shown.
+def advice(state: str, detail: str = "", *first: str) -> dict[str, Any] | None:
+    """Return what to say of *state*, as JSON data; *detail* is already fit to be shown, *first* is to be done first.
 
     >>> advice("down", "does not answer")["text"], advice("ok")
     ('does not answer', None)
@@ -105,4 +104,4 @@ def advice(state: str, detail: str = "") -> dict[str, Any] | None:
     if found is None:
         return None
     text = " ".join(filter(None, (detail, found.text)))
-    return {"title": found.title, "text": text, "todo": list(found.todo)}
+    return {"title": found.title, "text": text, "todo": [*first, *found.todo]}
