@@ -164,9 +164,55 @@ class TestReplies:
         assert answered(operation, numbered)[operation] == lines
 
     @pytest.mark.parametrize("operation", ["key_points", "questions"])
-    def test_a_list_without_lines_is_an_error(self, operation: str) -> None:
+    @pytest.mark.parametrize(
+        "form",
+        [
+            "Here are the 3 most important points of the text:\n\n{}",
+            "Certainly!\n\n**Here they are:**\n\n{}",
+            "## What the text says\n{}",
+            "以下は要点です：\n{}",
+            "```markdown\n{}\n```",
+            "~~~\n{}\n~~~",
+            "Here they are:\n---\n{}\n***",
+            "{}\n\nLet me know if you need more!",
+            "{}\n\nWould you like me to shorten them?",
+        ],
+    )
+    def test_what_introduces_frames_or_closes_a_list_is_no_item(self, operation: str, form: str) -> None:
+        items = ["The mill closed: why?", "Jobs were lost --- all of them:", "# 3 - ```May```"]
+        numbered = "\n".join(f"{number}. {item}" for number, item in enumerate(items, 1))
+        assert answered(operation, form.format(numbered), value=3)[operation] == items
+        bulleted = "\n".join(f"- {item}" for item in items)
+        assert answered(operation, form.format(bulleted), value=3)[operation] == items
+
+    @pytest.mark.parametrize("bullet", ["● ", "▪ ", "· ", "+ ", "— ", "‣ ", "◦ ", "•", "・"])
+    def test_a_list_loses_bullets_of_every_kind(self, bullet: str) -> None:
+        assert answered("key_points", f"{bullet}-5 degrees\n{bullet}May")["key_points"] == ["-5 degrees", "May"]
+
+    @pytest.mark.parametrize(
+        ("reply", "items"),
+        [
+            ("1、工場。\n2、市長。", ["工場。", "市長。"]),
+            ("(1) May\n(2) June", ["May", "June"]),
+            ("**1.** May\n**2)** June", ["May", "June"]),
+            ("**1. Who** paid?\n**2. Why?**", ["**Who** paid?", "**Why?**"]),
+            ("1．5倍になった。", ["1．5倍になった。"]),
+            ("**12. May** was cold.", ["**12. May** was cold."]),
+            ("・・・そして。", ["・・・そして。"]),
+            ("+5 degrees", ["+5 degrees"]),
+            ("It rained.\nSure!\nThese were lost:\n- jobs", ["It rained.", "Sure!", "These were lost:", "jobs"]),
+            ("- It rained.\n**Sport:**\n- They lost.", ["It rained.", "**Sport:**", "They lost."]),
+            ("Who paid?\nWould you like me to go?", ["Who paid?", "Would you like me to go?"]),
+        ],
+    )
+    def test_markers_and_remarks_are_told_from_content(self, reply: str, items: list[str]) -> None:
+        assert answered("questions", reply)["questions"] == items
+
+    @pytest.mark.parametrize("operation", ["key_points", "questions"])
+    @pytest.mark.parametrize("reply", ["{}:", "{}:\n- ", "Here are the {}:\n\n", "```\n```", "---\n1. "])
+    def test_a_list_without_lines_is_an_error(self, operation: str, reply: str) -> None:
         with pytest.raises(UnparsableReply):
-            answered(operation, "Key points:\n- " if operation == "key_points" else "Questions:")
+            answered(operation, reply.format(operation.replace("_", " ").capitalize()))
 
     @pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "```\n{}\n```", "\n {} \n"])
     def test_a_sentiment_is_read_from_json_plain_or_fenced(self, form: str) -> None:
@@ -334,6 +380,9 @@ class TestReplies:
             ("sorry ", "i ", "x"),
             ('"', "*", "x"),
             ("", "1. x\n", ""),
+            ("", "**1. ", "x"),
+            ("", "x:\n", ""),
+            ("", "-*_=", "x"),
             ('{"sentiment": ', "[", ""),
         ],
     )

@@ -46,7 +46,7 @@ MAX_REPLY_CHARS: Final = 100_000
 SENTIMENTS: Final = ("positive", "negative", "neutral", "mixed")
 
 PROMPT_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"summarize": 2, "sentiment": 2, "key_points": 2, "questions": 2, "qa": 2}
+    {"summarize": 2, "sentiment": 2, "key_points": 3, "questions": 3, "qa": 2}
 )
 """Part of the cache key: raise an operation's number whenever its prompt or its post-processing changes."""
 

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Final
 
 from workers.engines.base import NO_ANSWER
 
-_MARKER: Final = re.compile(r"(?:[-*•–]|(\d{1,3})[.)])(?:\s+|$)")
+_MARKER: Final = re.compile(
+    r"[-*+•●▪■◦○·‣–—](?:\s+|$)|[•・](?![•・])|[(（]?(\d{1,3})(?:[.)](?:\s+|$)|[、．）](?!\d)\s*)"
+)
+_BOLD_NUMBER: Final = re.compile(r"^\*\*(\(?\d{1,3}[.)])(\*\*)?(?!\S)\s*")
+_ORNAMENT: Final = re.compile(r"(?:`{3,}|~{3,})[\w+-]*|[-*_=—–\s]*")
+"""Fences and rules."""
+_HEADING: Final = re.compile(r"#{1,6}\s")
+_CLOSING: Final = re.compile(
+    r"(?:please )?(?:let me know\b|feel free to\b|i hope (?:this|these|that) |(?:would you like|do you want) me to\b"
+    r"|if you (?:need|want|have|would like) (?:any|more|further|me to)\b)",
+    re.IGNORECASE,
+)
 _FENCE: Final = "```"
 _SEEN: Final = frozenset("LNPS")
 _BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
@@ -119,23 +130,50 @@ def _is_quotation(opening: str) -> bool:
     return closing is not None and any(char.isalnum() for char in opening[1:].partition(closing)[2])
 
 
-def lines_of(reply: str) -> Iterator[str]:
-    r"""Yield the lines of a list without their bullets, and without their numbers if these count 1, 2, 3 ….
+def lines_of(reply: str) -> list[str]:
+    r"""Return the items of a list without their bullets, and without their numbers if these count 1, 2, 3 ….
 
-    A line that begins with another number begins with its content: a date, a year, an amount. So only the start of a
-    line is looked at.
+    What introduces the list, closes it or frames it is no item. A line that begins with another number begins with its
+    content: a date, a year, an amount. So only the start of a line is looked at, and nothing within an item.
 
-    >>> [*lines_of("1. Who paid?\n2. Sales rose 5 - 7 percent.")], [*lines_of("12. May was cold.\n1945. Peace.")]
-    (['Who paid?', 'Sales rose 5 - 7 percent.'], ['12. May was cold.', '1945. Peace.'])
+    >>> lines_of("Some questions:\n\n1. Who paid?\n2. Sales rose 5 - 7 percent.")
+    ['Who paid?', 'Sales rose 5 - 7 percent.']
+    >>> lines_of("12. May was cold.\n1945. Peace.")
+    ['12. May was cold.', '1945. Peace.']
     """
-    found = [(line, _MARKER.match(line)) for line in map(str.strip, reply.splitlines())]
-    numbers = [int(marker[1]) for _, marker in found if marker and marker[1]]
+    lines = [line for line in map(str.strip, reply.splitlines()) if not _ORNAMENT.fullmatch(line)]
+    found = [_MARKER.match(_BOLD_NUMBER.sub(_plain_number, line, 1)) for line in lines]
+    numbers = [int(marker[1]) for marker in found if marker and marker[1]]
     counts = numbers == [*range(1, len(numbers) + 1)]
-    for line, marker in found:
-        is_marker = marker is not None and (counts or not marker[1])
-        rest = line[marker.end() :] if marker is not None and is_marker else line
-        if can_be_seen(rest):
-            yield rest
+    markers = [marker if marker and (counts or not marker[1]) else None for marker in found]
+    items = [m.string[m.end() :] if m else line for line, m in zip(lines, markers, strict=True)]
+    return [item for item in items[_introduction(lines, markers) : _end(lines, markers)] if can_be_seen(item)]
+
+
+def _plain_number(bold: re.Match[str]) -> str:
+    return f"{bold[1]} {'' if bold[2] else '**'}"
+
+
+def _introduction(lines: Sequence[str], markers: Sequence[object]) -> int:
+    """Return how many *lines* only introduce the rest: up to two of them, of which the last ends in a colon.
+
+    Two do only before an item that has a marker: without any, the first of them is an item more likely.
+    """
+    for count in (1, 2):
+        introduces = lines[count - 1 : count] and not any(markers[:count]) and _is_heading(lines[count - 1])
+        if introduces and (count == 1 or any(markers[count : count + 1])):
+            return count
+    return 0
+
+
+def _is_heading(line: str) -> bool:
+    return line.rstrip("*_# ").endswith((":", "：")) or _HEADING.match(line) is not None
+
+
+def _end(lines: Sequence[str], markers: Sequence[object]) -> int:
+    """Return where *lines* end without a remark to the reader, which in a list with markers has none."""
+    remark = lines and any(markers) and not markers[-1] and _CLOSING.match(lines[-1])
+    return len(lines) - bool(remark)
 
 
 def without_fence(reply: str) -> str:
