@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from aicache_tasks.call import Call
 from aicache_tasks.codec import Codec, encode_meta
 from aicache_tasks.durations import shorten
-from aicache_tasks.errors import KeyEncodingError, NotStorable
+from aicache_tasks.errors import KeyEncodingError
 from aicache_tasks.keys import CacheKey, CacheKeyGenerator, key_sample
 from aicache_tasks.local import LocalCache
 from aicache_tasks.mode import Mode
@@ -181,11 +181,7 @@ class Samples:
             sample, meta = Sample(at_s, operation, "compute", work.outcome, why, took), work.meta()
         else:
             sample, meta = call.sample(at_s, "compute", work.outcome, why, took), call.meta()
-        try:
-            said = encode_meta(meta)
-        except NotStorable:  # time and money are sound
-            said = encode_meta(meta._replace(model=None, usage=None))
-        self.record(sample._replace(meta=said))
+        self.record(sample._replace(meta=encode_meta(meta)))
 
     def noted(self, operation: str, step: str, status: str, reason: str) -> None:
         """Note a step that took no time; *operation* may be anything, if that is why."""

@@ -18,7 +18,7 @@ from aicache_tasks.errors import NotStorable, StoreError
 from aicache_tasks.local import LocalEntry
 from aicache_tasks.lookup import is_valid
 from aicache_tasks.parts import Parts
-from aicache_tasks.records import NO_EXTRA, EntryMeta
+from aicache_tasks.records import NO_EXTRA
 
 
 class _Skipped(Exception):  # noqa: N818 - never leaves this module
@@ -100,24 +100,16 @@ class Publisher:
         namespace, operation, *tags = call.tokens
         tokens = Tokens(namespace, operation, tuple(zip(map(self._parts.keys.tag_id, call.tags), tags, strict=True)))
         now_ms = self._parts.now_ms()
-        digest, end = call.key.digest, now_ms + ttl_ms
-
-        def sealed(meta: EntryMeta) -> Frame:
-            return self._parts.codec.seal(
-                raw,
-                digest=digest,
-                tokens=tokens,
-                created_ms=now_ms,
-                fresh_ms=end,
-                expires_ms=end,
-                meta=meta,
-                fence=call.seen,
-            )
-
-        try:
-            frame = sealed(call.meta())
-        except NotStorable:  # what is said about an answer does not keep it from being stored
-            frame = sealed(call.meta()._replace(model=None, usage=None))
+        frame = self._parts.codec.seal(
+            raw,
+            digest=call.key.digest,
+            tokens=tokens,
+            created_ms=now_ms,
+            fresh_ms=now_ms + ttl_ms,
+            expires_ms=now_ms + ttl_ms,
+            meta=call.meta(),
+            fence=call.seen,
+        )
         call.raw_bytes, call.stored_bytes = frame.raw_bytes, frame.stored_bytes
         if frame.compressed:
             self._parts.samples.record(call.sample(now_ms / 1000, "compress", "success", "", frame.compress_ns))
