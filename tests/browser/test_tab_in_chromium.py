@@ -58,6 +58,10 @@ def shown_by(page: Page, do: Any) -> Any:
     return document
 
 
+def refresh(page: Page) -> None:
+    shown_by(page, lambda: page.evaluate("document.dispatchEvent(new Event('visibilitychange'))"))
+
+
 def axe(page: Page) -> list[str]:
     """Return what axe-core finds wrong with a page."""
     from axe_playwright_python.sync_playwright import Axe
@@ -243,15 +247,29 @@ class TestByKeyboard:
         page.keyboard.press("Escape")
         assert "the last 24 hours" in plot.locator("figcaption").inner_text()
 
-    def test_what_has_the_focus_keeps_it_over_a_refresh(self, lab: Lab, opened: Opens) -> None:
+    def test_focus_place_and_selection_outlive_a_refresh(self, lab: Lab, opened: Opens) -> None:
         count_up(lab.app, calls(100, [ago(5)], ["summarize", "qa"]))
         page = opened(lab.flower)
         figures(page)
         page.focus("#aic-operations button.aic-focus")
         key = page.evaluate("document.activeElement.dataset.key")
         for _ in range(2):
-            shown_by(page, lambda: page.evaluate("document.dispatchEvent(new Event('visibilitychange'))"))
+            refresh(page)
         assert page.evaluate("document.activeElement.dataset.key") == key
+        page.locator("#aic-plots summary").first.click()
+        page.locator(".aic-tall").evaluate("table => table.scrollTo(0, 90)")
+        page.locator("[aria-label='Invalidate qa'] >> visible=true").click()
+        refresh(page)
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.ariaLabel") == "Invalidate qa"
+        assert page.locator(".aic-tall").evaluate("table => table.scrollTop") == 90
+        page.evaluate("getSelection().selectAllChildren(document.querySelector('.metric-value'))")
+        chosen = page.evaluate("String(getSelection())")
+        refresh(page)
+        assert page.evaluate("String(getSelection())") == chosen != ""
+        assert page.inner_text("#aic-status") == "Held while text is selected"
+        page.evaluate("getSelection().empty()")
+        says(page, "#aic-status", "Live")
 
 
 class TestWhenSomethingIsWrong:

@@ -35,10 +35,7 @@ async function load(why = "") {
     if (!reply.headers.get("Content-Type")?.includes("json")) throw new Error("Flower wants you to log in again"); // its login page
     const document_ = await reply.json();
     if (mine !== request) return;
-    shown = document_;
-    received = Date.now();
-    show(chosen);
-    chosen = "";
+    take(document_);
   } catch (error) {
     if (mine !== request) return;
     unanswered(error);
@@ -46,6 +43,16 @@ async function load(why = "") {
   root.removeAttribute("aria-busy");
   schedule();
 }
+
+function take(document_) {
+  if (shown && !chosen && selected()) { byId("aic-status").textContent = "Held while text is selected"; return; }
+  shown = document_;
+  received = Date.now();
+  show(chosen);
+  chosen = "";
+}
+
+const selected = () => !getSelection().isCollapsed && getSelection().containsNode(root, true);
 
 function schedule() {
   clearTimeout(timer);

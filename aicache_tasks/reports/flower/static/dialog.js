@@ -1,6 +1,6 @@
 // The confirmation before an operation is invalidated: it names it, and says what it saved.
 
-import { byId, h, name, replace } from "./dom.js";
+import { byId, focusOn, h, name, replace } from "./dom.js";
 import { duration, money, number, seconds } from "./format.js";
 
 const cookie = (wanted) => document.cookie.split("; ").find((one) => one.startsWith(`${wanted}=`))?.slice(wanted.length + 1) ?? "";
@@ -13,13 +13,14 @@ export class Dialog {
     this.confirm = byId("aic-dialog-confirm");
     this.error = byId("aic-dialog-error");
     this.confirm.addEventListener("click", () => this.send());
-    this.element.addEventListener("close", () => { this.operation = null; });
+    this.element.addEventListener("close", () => { this.operation = null; focusOn(document, this.opener); }); // a refresh may have put another in its place
   }
 
   // row: of the operation; ever: its figures of all time, if they are known.
   open(row, ever, currency) {
     this.operation = row.operation;
     this.label = row.label;
+    this.opener = document.activeElement?.dataset.key;
     this.confirm.disabled = false;
     this.error.textContent = "";
     byId("aic-dialog-title").replaceChildren("Invalidate ", name(row.label), "?");

@@ -16,14 +16,16 @@ export const h = (tag, attributes, ...children) => fill(document.createElement(t
 export const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 export const byId = (id) => document.getElementById(id);
 
-// Put children into an element; what had the focus has it still, if it is there under the same data-key.
+const keyed = (element, key) => [...element.querySelectorAll("[data-key]")].find((child) => child.dataset.key === key);
+export const focusOn = (element, key) => key !== undefined && keyed(element, key)?.focus({ preventScroll: true });
+
+// Put children into an element; what had the focus or was scrolled still is, if it is there under the same data-key.
 export function replace(element, ...children) {
   const key = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const scrolled = [...element.querySelectorAll(".aic-scroll")].map((box) => [box.dataset.key, box.scrollLeft, box.scrollTop]).filter(([, left, top]) => left || top);
   element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
-  if (key === undefined) return;
-  for (const child of element.querySelectorAll("[data-key]")) {
-    if (child.dataset.key === key) { child.focus({ preventScroll: true }); return; }
-  }
+  for (const [of, left, top] of scrolled) keyed(element, of)?.scrollTo(left, top);
+  focusOn(element, key);
 }
 
 // A label from Redis: isolated, so that its direction is nobody else's.
