@@ -177,6 +177,8 @@ class TestSettings:
             ("BASE_URL", "api.openai.com/v1", "must be a URL such as"),
             ("BASE_URL", "ftp://h/v1", "must be a URL such as"),
             ("BASE_URL", "http://h:99999/v1", "must be a URL such as"),
+            ("BASE_URL", "http://300.1.1.1:8000/v1", "must be a URL such as"),
+            ("BASE_URL", "http://127.0.0.01/v1", "must be a URL such as"),
             ("BASE_URL", "http://h/\u2028v1", "must be a URL such as"),
             ("BASE_URL", "https://joe:hunter2@h/v1", "no user, password"),
             ("BASE_URL", "https://h/v1?key=hunter2", "no user, password"),

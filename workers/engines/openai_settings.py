@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -26,6 +27,7 @@ OPENAI_HOST: Final = "api.openai.com"
 _OURS: Final = frozenset({"model", "messages", "stream", "n", "response_format"})
 _MAX_KEY_BYTES: Final = 16_384
 _PORTS: Final[Mapping[str, int]] = MappingProxyType({"http": 80, "https": 443})
+_NUMBERS: Final = re.compile(r"(?:\d+\.){3}\d+")
 _NO_UTF_8: Final = re.compile(r"[\ud800-\udfff]")
 
 
@@ -204,6 +206,8 @@ def checked_url(variable: str, given: str) -> str:
     try:
         parts = urlsplit(given)
         port = parts.port
+        if _NUMBERS.fullmatch(parts.hostname or ""):
+            IPv4Address(parts.hostname)
     except ValueError:
         raise _no_url(variable) from None
     usual, sendable = _PORTS.get(parts.scheme), given.isascii() and given.isprintable() and " " not in given
