@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
 from aicache_tasks.errors import SettingsError
@@ -18,6 +20,7 @@ from aicache_tasks.work import Work
 from workers.articles import ARTICLES
 from workers.engines import load_engine
 from workers.engines.base import NO_ANSWER, Completion, EmptyReply, EngineRequest, TruncatedReply, UnparsableReply
+from workers.engines.deadline import deadline_within
 from workers.engines.extractive import split
 from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE, LocalEngine, make_engine, served_model
 from workers.operations import make_request, make_response
@@ -76,8 +79,9 @@ def test_each_key_point_is_a_sentence_of_its_own_that_the_model_shortens() -> No
 def test_each_question_comes_in_the_form_that_was_asked_for_and_once() -> None:
     model = Model(json.dumps({"question": "Who paid?"}))
     assert answer(model, "questions", 3)["questions"] == ["Who paid?"]
-    with pytest.raises(UnparsableReply):
-        answer(Model("Who paid?"), "questions", 3)
+    for other in ("Who paid?", "[" * 50_000):
+        with pytest.raises(UnparsableReply):
+            answer(Model(other), "questions", 3)
 
 
 def test_a_question_is_put_to_the_model_with_the_sentence_that_answers_it_alone() -> None:
@@ -117,6 +121,27 @@ def test_the_tokens_of_the_parts_before_an_error_are_annotated() -> None:
     with pytest.raises(UnparsableReply):  # found when all parts are put together
         work.run(LocalEngine(Model(question, question, "Who paid?")).complete, (request,), {})
     assert work.usage == {"input_tokens": 30, "output_tokens": 6}
+
+
+def test_the_time_to_pick_sentences_is_part_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What picks them may have to be loaded first."""
+
+    class Timed(Model):
+        def complete(self, request: EngineRequest) -> Completion:
+            return super().complete(request)._replace(text=f"Until {deadline_within(600)}.")
+
+    def slow(text: str) -> list[str]:
+        now.append(now[-1] + 5)
+        return split(text)
+
+    def body() -> str:
+        return LocalEngine(Timed("")).complete(make_request("summarize", ARTICLE.text)).text
+
+    now = [100.0]
+    monkeypatch.setattr("workers.engines.deadline.time", SimpleNamespace(monotonic=lambda: now[-1]))
+    monkeypatch.setattr("workers.engines.extractive.split", slow)
+    task = Celery("timed", set_as_current=False).task(shared=False, soft_time_limit=10)(body)
+    assert task.apply().get() == "Until 109.0."
 
 
 @pytest.mark.parametrize("operation", ["summarize", "key_points", "qa"])

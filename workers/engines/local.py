@@ -23,6 +23,7 @@ from aicache_tasks import annotate
 from aicache_tasks.errors import SettingsError
 from workers.engines import extractive
 from workers.engines.base import NO_ANSWER, Completion, Engine, EngineError, EngineRequest, UnparsableReply
+from workers.engines.deadline import deadline_within
 from workers.engines.openai import OpenAIEngine
 from workers.engines.openai_settings import OpenAISettings, checked_url
 from workers.engines.small_get import get
@@ -96,6 +97,7 @@ class LocalEngine:
 
         What the parts of it took that came before an error is annotated.
         """
+        deadline_within(TIMEOUT_S)  # the limit counts from here: what splits the text may have to load first
         plan = _PLANS[request.operation](request, extractive.split(request.text))
         replies: list[Completion] = []
         try:
@@ -241,6 +243,6 @@ def _one_line(replies: Sequence[str]) -> Iterator[str]:
 def _field(operation: str, reply: str, name: str) -> str:
     try:
         found = json.loads(reply)[name]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise UnparsableReply(operation, "not the JSON that was asked for") from None
     return found if isinstance(found, str) else ""
