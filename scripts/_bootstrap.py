@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MARKER = "made-from"
 CALLERS_PATH = "AICACHE_CALLERS_PATH"
 """Holds the caller's PYTHONPATH, which the environment itself does not follow: it would shadow what the lock names."""
+CALLERS_FOLDER = "AICACHE_CALLERS_FOLDER"
+"""Holds where the caller stands: the relative paths that he gives are meant from there."""
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_CONSTRAINT")
 CAUSES = (
     (r"No matching distribution found for (\S+)", "no wheel of {0} for {platform}"),
@@ -48,8 +50,9 @@ def enter(name: str, *arguments: str) -> NoReturn:
     folder, environ = ready(name)
     python = str(folder / "python")
     path = [str(Path(part).resolve()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    called = {CALLERS_PATH: os.pathsep.join(path), CALLERS_FOLDER: str(Path.cwd())}
     os.chdir(ROOT)
-    os.execve(python, [python, *arguments], environ | {CALLERS_PATH: os.pathsep.join(path)})
+    os.execve(python, [python, *arguments], environ | called)
 
 
 def ready(name: str) -> tuple[Path, dict[str, str]]:

@@ -168,6 +168,24 @@ class TestChoiceOfEngine:
         with pytest.raises(demo_checks.Unusable, match=said):
             demo_model.choose_engine("openai", None, given)
 
+    def test_a_relative_path_is_meant_from_the_callers_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "m.gguf").write_text("no model")
+        monkeypatch.setattr(demo_model, "PACKAGES", ())
+        monkeypatch.setenv(demo_model.CALLERS_FOLDER, str(tmp_path))
+        assert demo.main(["--model", "m.gguf"]) == 2
+        assert capsys.readouterr().err == f"demo: {tmp_path}/m.gguf is no GGUF file\n"
+
+    def test_the_keys_file_is_too_for_the_demo_and_for_the_worker(self, tmp_path: Path) -> None:
+        (tmp_path / "key").write_text("sk-1")
+        given = {"AICACHE_OPENAI_MODEL": "m", demo_model.KEY_FILE: "key", demo_model.CALLERS_FOLDER: str(tmp_path)}
+        assert demo_model.choose_engine("openai", None, given) == "openai"
+        at = demo.Addresses("redis://b", "redis://c", "http://f")
+        passed_on = demo.child_environ(given, at, "openai")
+        assert passed_on[demo_model.KEY_FILE] == str(tmp_path / "key")
+        assert demo_model.CALLERS_FOLDER not in passed_on
+
     def test_what_names_the_server_is_passed_on_to_the_engine_that_asks_it_alone_and_no_key_is_shown(self) -> None:
         mine = {"AICACHE_OPENAI_MODEL": "m", "AICACHE_OPENAI_API_KEY": "sk-1", "AICACHE_DISABLED": "1"}
         at = demo.Addresses("redis://b", "redis://c", "http://f")

@@ -131,12 +131,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import _bootstrap
 _bootstrap.ready = lambda name: (Path(sys.executable).parent, {})
-show = "import os; print(os.environ.get('PYTHONPATH'), os.environ[" + repr(_bootstrap.CALLERS_PATH) + "], sep=chr(10))"
-_bootstrap.enter("demo", "-c", show)
+show = "import os, sys; print(*map(os.environ.get, sys.argv[1:]), os.getcwd(), sep=chr(10))"
+_bootstrap.enter("demo", "-c", show, "PYTHONPATH", _bootstrap.CALLERS_PATH, _bootstrap.CALLERS_FOLDER)
 """
 
 
-def test_the_callers_path_is_handed_on_under_another_name_and_whole(tmp_path: Path) -> None:
+def test_the_callers_path_is_handed_on_under_another_name_and_whole_and_his_folder_with_it(tmp_path: Path) -> None:
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(["app", "", "/elsewhere"])}
     done = subprocess.run(
         [sys.executable, "-c", ENTER, str(ROOT / "scripts")],
@@ -146,7 +146,8 @@ def test_the_callers_path_is_handed_on_under_another_name_and_whole(tmp_path: Pa
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines() == ["None", os.pathsep.join([str(tmp_path.resolve() / "app"), "/elsewhere"])]
+    path = os.pathsep.join([str(tmp_path.resolve() / "app"), "/elsewhere"])
+    assert done.stdout.splitlines() == ["None", path, str(tmp_path.resolve()), str(ROOT)]
 
 
 @pytest.fixture

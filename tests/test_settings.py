@@ -87,6 +87,7 @@ def test_a_variable_that_is_nearly_a_setting_is_warned_of_once(
         "AICACHE_TEST_URL",
         "AICACHE_ENV_DIR",
         "AICACHE_CALLERS_PATH",
+        "AICACHE_CALLERS_FOLDER",
         "AICACHE_BENCHMARK_SERVER",
         "AICACHE_TTL",
         "AICACHE_L1_BYTES",

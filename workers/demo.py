@@ -34,7 +34,7 @@ from workers.demo_checks import (
     flower_port,
     port_number,
 )
-from workers.demo_model import LOCAL, OPENAI, Served, choose_engine, start_model
+from workers.demo_model import LOCAL, OPENAI, Served, callers_file, choose_engine, start_model, with_callers_files
 from workers.engines.openai_settings import PREFIX as OPENAI_VARIABLES
 from workers.supervisor import Child, ChildFailed, Stopped, Supervisor
 
@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         check_packages()
+        options.model = options.model and callers_file(options.model, os.environ)
         options.engine = choose_engine(options.engine, options.model, os.environ)
         if options.redis_url is not None:
             check_cache(options.redis_url)
@@ -187,7 +188,7 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
     >>> child_environ({"HOME": "/", "AICACHE_DISABLED": "1"}, at, "extractive")["AICACHE_URL"]
     'redis://c'
     """
-    asked = OPENAI_VARIABLES if engine == OPENAI else ()
+    asked, environ = OPENAI_VARIABLES if engine == OPENAI else (), with_callers_files(environ)
     passed_on = {n: value for n, value in environ.items() if not n.startswith(OURS) or n.startswith(asked)}
     if path := environ.get(CALLERS_PATH):
         # Python puts PYTHONPATH before all else: so that nothing is shadowed, our own folders come first in it.

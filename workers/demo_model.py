@@ -18,7 +18,7 @@ from aicache_tasks.errors import SettingsError
 from workers.demo_checks import Unusable, check_packages
 from workers.engines import ENGINES
 from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE
-from workers.engines.openai_settings import settings_from
+from workers.engines.openai_settings import PREFIX, settings_from
 from workers.llm import Unusable as NoModel
 from workers.llm import check_model, packaged_model
 from workers.supervisor import Child, ChildFailed, Supervisor
@@ -28,6 +28,9 @@ OPENAI: Final = "openai"
 WITHOUT: Final = "extractive"
 PACKAGES: Final = ("xllamacpp", "openai")
 OPENAI_PACKAGES: Final = ("openai",)
+KEY_FILE: Final = f"{PREFIX}API_KEY_FILE"
+CALLERS_FOLDER: Final = "AICACHE_CALLERS_FOLDER"
+"""Where `scripts/demo` leaves the folder that it was called in."""
 LOAD_S: Final = 300.0
 """For the largest of files from the slowest of disks: the small one takes a second."""
 CANNOT_BEGIN: Final = 2
@@ -43,6 +46,20 @@ class Served(NamedTuple):
     def variables(self) -> dict[str, str]:
         """Return what the engine is told."""
         return {URL_VARIABLE: self.url, MODEL_VARIABLE: self.model}
+
+
+def callers_file(path: str, environ: Mapping[str, str]) -> str:
+    """Return *path* as it is meant where the demo was called; the demo itself runs in the checkout.
+
+    >>> callers_file("m.gguf", {"AICACHE_CALLERS_FOLDER": "/home/ann"}), callers_file("~/m.gguf", {})
+    ('/home/ann/m.gguf', '~/m.gguf')
+    """
+    return path if not path or path.startswith("~") else str(Path(environ.get(CALLERS_FOLDER, ""), path))
+
+
+def with_callers_files(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return *environ*, where the file of the key is named as it is found from here."""
+    return {n: callers_file(value.strip(), environ) if n == KEY_FILE else value for n, value in environ.items()}
 
 
 def choose_engine(wanted: str | None, model: str | None, environ: Mapping[str, str]) -> str:
@@ -78,7 +95,7 @@ def check_settings(environ: Mapping[str, str]) -> None:
         Unusable: a variable is wrong or missing, or there is no key.
     """
     try:
-        settings_from(environ).read_key()
+        settings_from(with_callers_files(environ)).read_key()
     except SettingsError as error:
         raise Unusable(str(error)) from None
 
