@@ -144,6 +144,21 @@ class TestTheRealCommand:
         assert done.stderr.split()[-1] == "141"
         assert "Error" not in done.stderr
 
+    @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+    def test_a_full_disk_is_said_in_a_line(self, path: Path, shop: Shop, unbuffered: str) -> None:
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [CELERY, "-A", "shopapp", "aicache", "stats"],
+                cwd=path,
+                env=environ_of(path, shop.url) | {"PYTHONUNBUFFERED": unbuffered},
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[1:] == ["Error: stdout cannot be written: No space left on device"]
+
     def test_commands_and_values_are_completed(self, path: Path) -> None:
         """One process of bash's kind for the deepest of them; the others go the same way."""
         words = {

@@ -218,7 +218,11 @@ class TestInvalidate:
         assert "Invalidate every answer of shout (saved nothing so far)? Say --yes" in text
         assert shop.shout.cache.peek(SECRET) is not None
 
-    @pytest.mark.parametrize(("reply", "code", "is_left"), [("y\n", 0, False), ("n\n", 3, True), ("\n", 3, True)])
+    @pytest.mark.parametrize(
+        ("reply", "code", "is_left"),
+        [("y\n", 0, False), ("n\n", 3, True), ("\n", 3, True), ("\x03", 130, True), ("\x04", 3, True)],
+        ids=["yes", "no", "return", "Ctrl-C", "Ctrl-D"],
+    )
     def test_on_a_terminal_it_asks(
         self, shop: Shop, path: Path, valkey: EmbeddedServer, reply: str, code: int, is_left: bool
     ) -> None:
@@ -228,15 +232,17 @@ class TestInvalidate:
             given = environ_of(path, valkey.url) | {"TERM": "dumb", "LANG": "C.UTF-8"}
             os.chdir(path)
             os.execve(CELERY, [CELERY, "-A", "shopapp", "aicache", "invalidate", "--all"], given)
-        os.write(terminal, reply.encode())
         seen = b""
         try:
             while piece := os.read(terminal, 65536):
                 seen += piece
+                if seen.endswith(b"[y/N]: "):
+                    os.write(terminal, reply.encode())
         except OSError:
             pass
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code, seen
         assert b"Invalidate every answer in redis://" in seen
+        assert (b"nothing was changed" in seen) == (code == 3)
         assert (shop.shout.cache.peek(SECRET) is not None) == is_left
 
     def test_a_misspelt_operation_does_nothing_and_says_so(self, shop: Shop) -> None:

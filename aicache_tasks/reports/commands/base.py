@@ -6,7 +6,7 @@ In: a click context of ``celery -A app aicache …``.   Out: a `Reader`, a `Scre
 ====  =============================================================================================
 0     done; with ``--json`` also where there is nothing to show: its lists are empty
 1     the cache's server does not answer, or refuses; or a newer version wrote the records
-2     wrong use: options, no ``-A``, no ``install(app)``, a wrong or missing setting
+2     wrong use: options, no ``-A``, no ``install(app)``, a wrong or missing setting; no room for the output
 3     nothing to show
 130   interrupted by Ctrl-C
 141   what reads the output stopped reading, as in ``| head``
@@ -15,13 +15,15 @@ In: a click context of ``celery -A app aicache …``.   Out: a `Reader`, a `Scre
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 from celery.bin.base import CeleryCommand
@@ -37,6 +39,8 @@ from aicache_tasks.runtime import Runtime, runtime_of
 from aicache_tasks.settings import mask_url
 
 INTERRUPTED, PIPE_CLOSED = 130, 141
+UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What a write to stdout ends with where it is a file; files that commands open themselves say it with their names."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -72,22 +76,48 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def answer(ctx: click.Context, **options: Any) -> None:
         logging.getLogger("aicache_tasks").addHandler(logging.NullHandler())  # the error below says it
-        try:
-            function(ctx, **options)
-            sys.stdout.flush()
-        except StoreError as error:
-            raise Unanswered(_unanswered(ctx, error)) from None
-        except UnknownPayload as error:
-            raise Unanswered(str(error)) from None
-        except SettingsError as error:
-            raise Misused(str(error)) from None
-        except KeyboardInterrupt:
-            ctx.exit(INTERRUPTED)
-        except BrokenPipeError:
-            _let_stdout_go()
-            ctx.exit(PIPE_CLOSED)
+        with _written(ctx), _interruptible(ctx):
+            try:
+                function(ctx, **options)
+            except StoreError as error:
+                raise Unanswered(_unanswered(ctx, error)) from None
+            except UnknownPayload as error:
+                raise Unanswered(str(error)) from None
+            except SettingsError as error:
+                raise Misused(str(error)) from None
 
     return answer
+
+
+@contextmanager
+def _interruptible(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.Abort as error:  # at a question; click has one word for Ctrl-C and Ctrl-D
+        click.echo(err=True)
+        if isinstance(error.__context__, EOFError):
+            raise Nothing("nothing was changed") from None
+        ctx.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        ctx.exit(INTERRUPTED)
+
+
+@contextmanager
+def _written(ctx: click.Context) -> Iterator[None]:
+    """Write out what the block said on stdout, also where it ends with an exit code of its own."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _let_stdout_go()
+        ctx.exit(PIPE_CLOSED)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        _let_stdout_go()
+        raise Misused(f"stdout cannot be written: {error.strerror}") from None
 
 
 def _unanswered(ctx: click.Context, error: StoreError) -> str:
