@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 
 from aicache_tasks.errors import UnknownPayload
-from aicache_tasks.reports.doctor import Finding, examine
+from aicache_tasks.reports.doctor import Finding, examine, records
 from aicache_tasks.reports.doctor.case import Case
 from aicache_tasks.reports.flower.feed import Feed
 from aicache_tasks.reports.flower.snapshot import Asked
@@ -112,6 +112,11 @@ class TestOfANewerVersion:
         plant(of_version_8)
         assert "version 8, not 1" in cache_stats(app, "celery@here")["error"]
 
+    def test_doctor_fails(self, app: Celery, plant: Any) -> None:
+        plant(of_version_8)
+        (finding,) = found_by_doctor(app, records.inbox)
+        assert (finding.level, "version 8, not 1" in finding.what) == ("fail", True)
+
     @pytest.mark.parametrize("chosen", [("--operation", "shout"), ("--pattern", "sh*"), ("--all",)])
     def test_answers_can_be_invalidated_and_nothing_is_said_of_what_they_saved(
         self, app: Celery, plant: Any, chosen: tuple[str, ...]
@@ -147,9 +152,7 @@ class TestDamaged:
         assert [line["damaged_records"] for line in lines] == [1]
 
     def test_doctor_warns(self, app: Celery, plant: Any) -> None:
-        from aicache_tasks.reports.doctor.records import inbox
-
         plant(damaged)
-        assert [(f.level, f.what) for f in found_by_doctor(app, inbox)][1:] == [
+        assert [(f.level, f.what) for f in found_by_doctor(app, records.inbox)][1:] == [
             ("warn", "1 record of lifetime totals cannot be read")
         ]
