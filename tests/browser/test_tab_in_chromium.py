@@ -62,6 +62,11 @@ def refresh(page: Page) -> None:
     shown_by(page, lambda: page.evaluate("document.dispatchEvent(new Event('visibilitychange'))"))
 
 
+def answer_with(page: Page, **answer: Any) -> None:
+    """Have the page's questions answered, but not by Flower."""
+    page.route("**/aicache/data*", lambda route: route.fulfill(**answer))
+
+
 def axe(page: Page) -> list[str]:
     """Return what axe-core finds wrong with a page."""
     from axe_playwright_python.sync_playwright import Axe
@@ -337,10 +342,20 @@ class TestWhenSomethingIsWrong:
 
     def test_flower_wants_a_login_again(self, lab: Lab, opened: Opens) -> None:
         count_up(lab.app, calls(20, [ago(1)], ["summarize"]))
-        page = opened(lab.flower)
-        figures(page)
-        page.route("**/aicache/data*", lambda route: route.fulfill(body="<h1>Login</h1>", content_type="text/html"))
-        says(page, "#aic-status", "Flower wants you to log in again")
+        page = opened(lab.flower, quiet=False)
+        for answer in (
+            {"body": "<h1>Login</h1>", "content_type": "text/html"},
+            {"status": 302, "headers": {"Location": "https://login.example/authorize"}},
+            {"status": 401},
+        ):
+            says(page, "#aic-status", "Live")
+            answer_with(page, **answer)
+            says(page, "#aic-status", "Flower wants you to log in again")
+            page.unroute("**/aicache/data*")
+        page.route("**/aicache/invalidate", lambda route: route.fulfill(status=403, json={"error": "Forbidden"}))
+        page.click("[aria-label='Invalidate summarize'] >> visible=true")
+        page.click("#aic-dialog-confirm")
+        says(page, "#aic-dialog-error", "Flower wants you to log in again")
 
     def test_an_alert_is_shown(self, lab: Lab, opened: Opens) -> None:
         from aicache_tasks import alerts

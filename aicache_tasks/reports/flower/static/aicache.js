@@ -1,5 +1,6 @@
 // The page: asks for the document, shows it, asks again. Nothing is asked while the page is hidden or paused.
 
+import { ask } from "./ask.js";
 import { byId, h, prose } from "./dom.js";
 import { Charts } from "./charts.js";
 import { Dialog } from "./dialog.js";
@@ -29,11 +30,7 @@ async function load(why = "") {
   const mine = (request = new AbortController());
   root.setAttribute("aria-busy", "true");
   try {
-    const reply = await fetch(`${root.dataset.data}?${query()}`, { credentials: "same-origin", cache: "no-store",
-      signal: AbortSignal.any([mine.signal, AbortSignal.timeout(PATIENCE_MS)]) });
-    if (!reply.ok) throw new Error(reply.status === 401 || reply.status === 403 ? "Flower wants you to log in again" : `Flower answered ${reply.status}`);
-    if (!reply.headers.get("Content-Type")?.includes("json")) throw new Error("Flower wants you to log in again"); // its login page
-    const document_ = await reply.json();
+    const document_ = await ask(`${root.dataset.data}?${query()}`, { cache: "no-store", signal: AbortSignal.any([mine.signal, AbortSignal.timeout(PATIENCE_MS)]) });
     if (mine !== request) return;
     take(document_);
   } catch (error) {

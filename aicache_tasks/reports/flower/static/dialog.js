@@ -1,5 +1,6 @@
 // The confirmation before an operation is invalidated: it names it, and says what it saved.
 
+import { ask } from "./ask.js";
 import { byId, focusOn, h, name, replace } from "./dom.js";
 import { duration, money, number, seconds } from "./format.js";
 
@@ -36,9 +37,8 @@ export class Dialog {
     this.confirm.disabled = true;
     this.error.textContent = "";
     try {
-      const reply = await fetch(this.url, { method: "POST", credentials: "same-origin", signal: AbortSignal.timeout(15000),
+      await ask(this.url, { method: "POST", signal: AbortSignal.timeout(15000),
         headers: { "Content-Type": "application/json", "X-XSRFToken": cookie("_xsrf") }, body: JSON.stringify({ operation }) });
-      if (!reply.ok) throw new Error((await reply.json().catch(() => ({}))).error || `Flower answered ${reply.status}`);
       this.element.close();
       this.done(label);
     } catch (error) {
