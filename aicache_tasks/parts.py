@@ -105,15 +105,15 @@ class InternalErrors:
 
     def unpriced(self, work: Work) -> None:
         """Warn of an answer whose tokens have no price: once for each model, of some models; records count them all."""
-        known = work.prices, work.model
+        known = work.prices, work.unpriced
         if known in self._unpriced or len(self._unpriced) >= _MAX_UNPRICED:
             return
         self._unpriced.add(known)
-        model = "with no model (annotate(model=…))" if work.model is None else f"of model {shorten(work.model)}"
+        model = "with no model (annotate(model=…))" if work.unpriced is None else f"of model {shorten(work.unpriced)}"
         text = "aicache.prices %s: answers %s took tokens (%s) that have no price in aicache_prices['models']"
-        usage = [*map(shorten, work.usage or ())]
+        usage = [*map(shorten, (work.shares or {}).get(work.unpriced, ()))]
         kinds = ", ".join([*usage[:_MAX_SHOWN], "…"] if len(usage) > _MAX_SHOWN else usage)
-        log.warning(text, work.prices, model, kinds, extra={"aicache": {"model": work.model, "prices": work.prices}})
+        log.warning(text, work.prices, model, kinds, extra={"aicache": {"model": work.unpriced, "prices": work.prices}})
 
     def _is_first(self, kind: str, operation: Any = None) -> bool:
         name = None if operation is None else f"{operation}"  # may be anything, if that is what is wrong

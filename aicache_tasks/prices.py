@@ -54,8 +54,8 @@ class Price(NamedTuple):
     cached_input: Decimal
     cache_write: Decimal
 
-    def micros(self, usage: Mapping[str, int]) -> int:
-        """Return what *usage* costs, millionths.
+    def micros(self, usage: Mapping[str, int]) -> Decimal:
+        """Return what *usage* costs, millionths, not rounded yet.
 
         ``cached_input_tokens`` are part of ``input_tokens``; ``cache_read_input_tokens`` and
         ``cache_creation_input_tokens`` come on top of them: providers have one convention or the other.
@@ -70,7 +70,7 @@ class Price(NamedTuple):
         total = Decimal(0)
         for tokens, price in parts:
             total = EXACT.add(total, EXACT.multiply(Decimal(tokens), price))
-        return whole(total)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Prices:
 
     >>> prices = parse("aicache_prices", {"version": "2026-11", "models": {"m-*": {"input": 0.15, "output": 0.6}}})
     >>> prices.of("m-1").micros({"input_tokens": 1000, "output_tokens": 10})
-    156
+    Decimal('156.00')
     """
 
     version: str

@@ -13,7 +13,7 @@ from itertools import islice
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple, TypeVar
 
-from aicache_tasks.ledger import kind_room
+from aicache_tasks.ledger import OTHER, kind_room
 from aicache_tasks.prices import EXACT, MICROS, MOST_MICROS, Prices, counts_tokens, is_priced, whole
 from aicache_tasks.records import EntryMeta
 from aicache_tasks.signals import steers
@@ -23,6 +23,8 @@ _MAX_COST: Final = MOST_MICROS // MICROS
 _MODEL_CHARS: Final = 200
 _KIND_CHARS: Final = 64
 _MAX_READ: Final = 10_000
+_MAX_MODELS: Final = 16
+"""That one body's tokens are told apart by; what more take has no price."""
 T = TypeVar("T")
 
 
@@ -32,15 +34,20 @@ class Said(NamedTuple):
     model: str | None = None
     usage: dict[str, int] | None = None
     cost: Decimal | None = None
+    shares: dict[str | None, dict[str, int]] | None = None
+    """Each model's part of the usage. What is said before any model is named is the first one's."""
 
 
 class Work:
     """What a body took. A body that another runs within it has one of its own."""
 
     model: str | None = None
+    """The last that was named."""
     usage: dict[str, int] | None = None
     cost: Decimal | None = None
     """As the body said, in your currency."""
+    shares: dict[str | None, dict[str, int]] | None = None
+    """Each model's part of the usage."""
     compute_ns = 0
     outcome = "success"
     """Or ``failed``, of a body that raised."""
@@ -50,6 +57,8 @@ class Work:
     """What it cost, millionths; None where nobody can say."""
     prices = ""
     """Version of the prices that were asked; empty if the body said the cost itself."""
+    unpriced: str | None = None
+    """The model whose tokens have no price, if some do not."""
 
     said = Said()
     """What was said so far; what is kept is what was said when the body ended, so that all who ask hear the same."""
@@ -63,7 +72,7 @@ class Work:
             self.outcome = "success"
         finally:
             self.compute_ns = perf_counter_ns() - started
-            self.model, self.usage, self.cost = self.said
+            self.model, self.usage, self.cost, self.shares = self.said
             CURRENT.reset(token)
         return value
 
@@ -75,7 +84,7 @@ class Work:
         while True:
             said = self.said
             model, cost = said.model if name is None else name, _paid(said.cost, amount)
-            more = Said(model, _added(said.usage, counts), cost)
+            more = Said(model, _added(said.usage, counts), cost, _shared(said.shares, counts, model))
             if self.said is said:  # else another thread, or a handler, was faster; with no call CPython lets none
                 self.said = more  # come in between these lines
                 return
@@ -85,12 +94,16 @@ class Work:
         if self.cost is not None:
             self.micros = whole(EXACT.multiply(self.cost, Decimal(MICROS)))
             return True
-        if prices is None or self.usage is None or not counts_tokens(self.usage):
+        if prices is None or not counts_tokens(self.usage):
             return True
-        self.prices, price = prices.version, prices.of(self.model)
-        if price is None or not is_priced(self.usage):
-            return False
-        self.micros = price.micros(self.usage)
+        self.prices, total = prices.version, Decimal(0)
+        for model, usage in (self.shares or {}).items():
+            price = prices.of(model)
+            if counts_tokens(usage) and (price is None or not is_priced(usage)):
+                self.unpriced = model
+                return False
+            total = EXACT.add(total, price.micros(usage) if price else Decimal(0))
+        self.micros = whole(total)
         return True
 
     def meta(self, text_length: int = 0) -> EntryMeta:
@@ -117,7 +130,8 @@ def annotate(
     Args:
         model: the model that answered, which may be a fallback; its first 200 characters.
         usage: counts such as ``{"input_tokens": 812, "output_tokens": 96}``; repeated calls add up. What they cost
-            is worked out from ``aicache_prices``. Of kinds without a price 64 are told apart.
+            is worked out from ``aicache_prices``, by the model of the same call, else the last one named. Of kinds
+            without a price 64 are told apart.
         cost: in your currency, where it is not to be worked out; repeated calls add up.
     """
     work = CURRENT.get()
@@ -154,6 +168,19 @@ def _added(have: dict[str, int] | None, more: list[tuple[str, int]] | None) -> d
             name = kind_room(total, kind)
             total[name] = max(min(total.get(name, 0) + count, _MAX_COUNT), -_MAX_COUNT)
     return total
+
+
+def _shared(
+    have: dict[str | None, dict[str, int]] | None, more: list[tuple[str, int]] | None, model: str | None
+) -> dict[str | None, dict[str, int]] | None:
+    """Return *have* with *more* added to what *model* took."""
+    if have is None and more is None:
+        return None
+    shares = {model if taker is None else taker: usage for taker, usage in (have or {}).items()}
+    taker = model if model in shares or len(shares) < _MAX_MODELS else OTHER
+    if more is not None:
+        shares[taker] = _added(shares.get(taker), more) or {}
+    return shares
 
 
 def _paid(have: Decimal | None, more: Decimal | None) -> Decimal | None:

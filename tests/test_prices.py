@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from aicache_tasks.codec import decode_meta, encode_meta
 from aicache_tasks.errors import SettingsError
+from aicache_tasks.parts import InternalErrors
 from aicache_tasks.prices import MOST_MICROS, Price, Prices, counts_tokens, is_priced, parse, tokens_in, whole
 from aicache_tasks.settings import Settings
 from aicache_tasks.work import Work, _added, annotate
@@ -56,16 +57,16 @@ class TestWhatTokensCost:
         ],
     )
     def test_each_kind_has_its_price(self, usage: dict[str, int], micros: int) -> None:
-        assert price(cached_input=0.5, cache_write=1.25).micros(usage) == micros
+        assert whole(price(cached_input=0.5, cache_write=1.25).micros(usage)) == micros
 
     def test_what_is_not_said_costs_what_input_costs(self) -> None:
         usage = {"input_tokens": 100, "cached_input_tokens": 60, "cache_creation_input_tokens": 5}
-        assert price().micros(usage) == 105
+        assert whole(price().micros(usage)) == 105
 
     def test_the_sum_is_rounded_once_half_to_even(self) -> None:
         by_halves = price(input=0.5, output=0.25)
-        assert [by_halves.micros({"input_tokens": count}) for count in (1, 3, 5)] == [0, 2, 2]
-        assert by_halves.micros({"input_tokens": 1, "output_tokens": 4}) == 2  # 0.5 + 1.0, not 0 + 1
+        assert [whole(by_halves.micros({"input_tokens": count})) for count in (1, 3, 5)] == [0, 2, 2]
+        assert whole(by_halves.micros({"input_tokens": 1, "output_tokens": 4})) == 2  # 0.5 + 1.0, not 0 + 1
 
     @given(
         st.integers(0, 2**53),
@@ -79,7 +80,7 @@ class TestWhatTokensCost:
     ) -> None:
         exact = entered * Fraction(a) + left * Fraction(b)
         with decimal.localcontext(prec=3, rounding=decimal.ROUND_UP, traps=[decimal.Inexact, decimal.Rounded]):
-            found = price(input=a, output=b).micros({"input_tokens": entered, "output_tokens": left})
+            found = whole(price(input=a, output=b).micros({"input_tokens": entered, "output_tokens": left}))
         assert found == min(round(exact), MOST_MICROS)
 
     def test_no_cost_is_beyond_what_an_entry_can_hold_exactly(self) -> None:
@@ -272,6 +273,59 @@ class TestWork:
     def test_tokens_are_priced_with_the_version_that_was_asked(self, prices: Prices) -> None:
         work = worked(lambda: annotate(model="mini-1", usage={"input_tokens": 1000, "output_tokens": 10}), prices)
         assert (work.micros, work.prices, work.meta().cost) == (156, "2026-11", 0.000156)
+
+    @pytest.mark.parametrize("is_cheap_first", [True, False])
+    def test_each_model_s_tokens_have_its_own_price(self, is_cheap_first: bool) -> None:
+        models = {"small": {"input": 1, "output": 1}, "large": {"input": 100, "output": 100}}
+        prices = parse("aicache_prices", {"version": "1", "models": models})
+        said = [("small", 1_000_000), ("large", 10), ("small", 5)]
+
+        def body() -> None:
+            for model, tokens in said if is_cheap_first else reversed(said):
+                annotate(model=model)
+                annotate(usage={"input_tokens": tokens})
+
+        work = worked(body, prices)
+        assert (work.micros, work.model) == (1_001_005, "small")
+        assert work.usage == {"input_tokens": 1_000_015}
+
+    def test_parts_of_two_models_are_rounded_together(self) -> None:
+        prices = parse("aicache_prices", {"version": "1", "models": {"*": {"input": 0.5, "output": 0}}})
+
+        def body() -> None:
+            for model in "abc":
+                annotate(model=model, usage={"input_tokens": 1})
+
+        assert worked(body, prices).micros == 2, "1.5, half to even, and not three times a half"
+
+    def test_tokens_said_before_any_model_are_the_first_one_s(self, prices: Prices) -> None:
+        def body() -> None:
+            annotate(usage={"input_tokens": 1000})
+            annotate(model="mini-1")
+            annotate(model="max", usage={"words": 3})
+
+        assert worked(body, prices).micros == 150
+
+    def test_one_model_without_a_price_leaves_the_body_without_a_cost(
+        self, prices: Prices, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def body() -> None:
+            annotate(model="max", usage={"output_tokens": 5})
+            annotate(model="mini-1", usage={"input_tokens": 1000})
+
+        work = worked(body, prices)
+        assert (work.micros, work.unpriced, work.is_known) == (None, "max", False)  # type: ignore[attr-defined]
+        InternalErrors().unpriced(work)
+        assert "answers of model 'max' took tokens ('output_tokens')" in caplog.text
+
+    def test_of_more_models_than_are_told_apart_nobody_knows_the_cost(self, prices: Prices) -> None:
+        def body() -> None:
+            for number in range(1000):
+                annotate(model=f"mini-{number}", usage={"input_tokens": 1000})
+
+        work = worked(body, prices)
+        assert (work.micros, len(work.shares or {})) == (None, 17)
+        assert work.usage == {"input_tokens": 1_000_000}
 
     def test_a_cost_that_the_body_says_wins(self, prices: Prices) -> None:
         said = {"model": "mini-1", "usage": {"input_tokens": 1000}}
