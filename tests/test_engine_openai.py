@@ -913,6 +913,8 @@ class TestReply:
             "<think>Let me see.</think>\n\n",
             " \n<think>\n\n</think>\n<THINKING>I see.</THINKING>",
             "[THINK]Let me see.[/THINK]",
+            "<thought>Let me see.</thought>\n",
+            "◁think▷Let me see.◁/think▷",
             "Okay, the user wants a summary.\n</think>\n\n",
             "Okay.</think>\r\n",
             "<think>It says <think>so</think> there.\n</think>\n",

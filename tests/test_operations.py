@@ -123,7 +123,7 @@ class TestReplies:
             "operation": "summarize",
             "success": True,
             "result": "The mill closed.",
-            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 2},
+            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 3},
         }
 
     @pytest.mark.parametrize(("operation", "reply"), [("summarize", "x" * 9), ("qa", "May.")])
@@ -293,6 +293,12 @@ class TestReplies:
             ("<think>Okay, the user wants", "stop", TruncatedReply),
             ("<think>Okay, the user wants", "content_filter", RefusedReply),
             ("Okay. </think> The mill closed.", "stop", UnparsableReply),
+            ("<|channel|>analysis<|message|>Hm.<|end|><|channel|>final<|message|>It closed.", "stop", UnparsableReply),
+            ("The mill closed.<|im_end|>\n<|im_start|>user\nAnd then?", "stop", UnparsableReply),
+            ("The mill closed.</s><s>The", "stop", UnparsableReply),
+            ("<｜Assistant｜>The mill closed.", "stop", UnparsableReply),
+            ("<|im_end|>\n</s>", "stop", EmptyReply),
+            ("◁think▷The user wants", "stop", TruncatedReply),
             ("I'm sorry, but I can't help with that.", "stop", RefusedReply),
             ("As an AI language model, I cannot judge this.", "stop", RefusedReply),
             ("I cannot assist with this request.", "stop", RefusedReply),
@@ -356,6 +362,16 @@ class TestReplies:
         with pytest.raises(RefusedReply):
             answered("sentiment", json.dumps({**MOOD, "explanation": "I cannot judge this text."}))
 
+    @pytest.mark.parametrize(
+        "end", ["<|im_end|>", "<|eot_id|> ", "\n<｜end▁of▁sentence｜>", "</s>", "<end_of_turn>\n<|endoftext|>"]
+    )
+    def test_the_tokens_that_end_a_turn_are_no_part_of_an_answer(self, end: str) -> None:
+        assert answered("summarize", f"The mill closed |> in May.{end}")["result"] == "The mill closed |> in May."
+        assert answered("sentiment", json.dumps(MOOD) + end)["sentiment"] == MOOD
+        text, reply = f"Such models end a turn with {end.strip()}", f"They end it with {end.strip()}"
+        response = make_response(make_request("summarize", text), Completion(reply, None, "m", "stop"), "stub")
+        assert response["result"] == reply
+
     def test_tags_of_thoughts_are_an_answer_where_the_text_speaks_of_them(self) -> None:
         request = make_request("summarize", "Such models put their thoughts between <think> and </think> first.")
         reply = "Thoughts stand between <think> and </think>."
@@ -379,6 +395,8 @@ class TestReplies:
             ("", "I can't ", "x"),
             ("sorry ", "i ", "x"),
             ('"', "*", "x"),
+            ("x", "<|end|>", ""),
+            ("", "<|", ""),
             ("", "1. x\n", ""),
             ("", "**1. ", "x"),
             ("", "x:\n", ""),

@@ -25,7 +25,7 @@ from workers.engines.base import (
     TruncatedReply,
     UnparsableReply,
 )
-from workers.engines.thoughts import begins_with_thoughts, names_thoughts
+from workers.engines.thoughts import begins_with_thoughts, names_thoughts, without_end
 from workers.wording import (
     can_be_seen,
     has_surrogates,
@@ -46,7 +46,7 @@ MAX_REPLY_CHARS: Final = 100_000
 SENTIMENTS: Final = ("positive", "negative", "neutral", "mixed")
 
 PROMPT_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"summarize": 2, "sentiment": 2, "key_points": 3, "questions": 3, "qa": 2}
+    {"summarize": 3, "sentiment": 3, "key_points": 3, "questions": 3, "qa": 3}
 )
 """Part of the cache key: raise an operation's number whenever its prompt or its post-processing changes."""
 
@@ -232,7 +232,7 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     Raises:
         FailedReply, RefusedReply, TruncatedReply, EmptyReply: by the finish reason first, then by the text.
     """
-    operation, reply = request.operation, completion.text.strip()
+    operation, reply = request.operation, _whole_words(request, completion.text)
     if completion.finish_reason in ("content_filter", "refusal"):
         raise RefusedReply(operation, f"finish reason {completion.finish_reason}")
     if completion.finish_reason == "length":
@@ -247,13 +247,21 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     return reply
 
 
+def _whole_words(request: EngineRequest, text: str) -> str:
+    return text.strip() if _speaks_of_thoughts(request) else without_end(text).strip()
+
+
+def _speaks_of_thoughts(request: EngineRequest) -> bool:
+    return names_thoughts(f"{request.text} {request.question}")
+
+
 def _check_words(request: EngineRequest, reply: str) -> None:
     operation = request.operation
     if has_surrogates(reply):
         raise UnparsableReply(operation, "half of a surrogate pair")
     if begins_with_thoughts(reply):
         raise TruncatedReply(operation, "thoughts without an end")
-    if names_thoughts(reply) and not names_thoughts(f"{request.text} {request.question}"):
+    if names_thoughts(reply) and not _speaks_of_thoughts(request):
         raise UnparsableReply(operation, "thoughts in the reply")
     if is_refusal(reply, request.text) and not (operation == "qa" and says_no_answer(reply)):
         raise RefusedReply(operation, "the reply reads as a refusal")

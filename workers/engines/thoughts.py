@@ -1,7 +1,7 @@
 """
-What a model thought before it answered, where a server leaves that in the text.
+What a model thought before it answered, and what of its chat's template, where a server leaves these in the text.
 
-In: the text of a reply.   Out: the text without its thoughts.   Pure, in time that grows with the text's length alone.
+In: the text of a reply.   Out: the text without them.   Pure, in time that grows with the text's length alone.
 
 A model that reasons writes ``<think>…</think>`` and then its answer. Where the server's template writes the first tag
 itself, the text begins within the thoughts and only the second one is there. An answer about such tags names them too:
@@ -13,11 +13,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_OPEN: Final = r"(?:(?i:<think(?:ing)?>)|\[THINK\])"
-_CLOSE: Final = r"(?:(?i:</think(?:ing)?>)|\[/THINK\])"
+_OPEN: Final = r"(?:(?i:<(?:think(?:ing)?|thought)>)|\[THINK\]|◁think▷)"
+_CLOSE: Final = r"(?:(?i:</(?:think(?:ing)?|thought)>)|\[/THINK\]|◁/think▷)"
+_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:start|end)_of_turn>)"
+_MAX_CONTROL_CHARS: Final = 44
 _OPENER: Final = re.compile(rf"\s*+{_OPEN}")
 _CLOSER: Final = re.compile(_CLOSE)
 _TAG: Final = re.compile(f"{_OPEN}|{_CLOSE}")
+_ANY: Final = re.compile(f"{_TAG.pattern}|{_CONTROL}")
+_END: Final = re.compile(rf"{_CONTROL}\Z")
 # At the end of a line, and not behind a space or a quotation mark, as a tag that is only named would be.
 _BOUNDARY: Final = re.compile(rf"(?<![ \t\"'`“‘«(]){_CLOSE}[ \t\r]*+(?:\n|$)")
 
@@ -50,5 +54,23 @@ def begins_with_thoughts(text: str) -> bool:
 
 
 def names_thoughts(text: str) -> bool:
-    """Return whether a tag of thoughts is anywhere in *text*."""
-    return _TAG.search(text) is not None
+    """Return whether a tag of thoughts, or a token of a chat's template, is anywhere in *text*."""
+    return _ANY.search(text) is not None
+
+
+def without_end(text: str) -> str:
+    """Return *text* without the tokens that it ends with, by which a model ends its turn.
+
+    >>> without_end("It rained.<|im_end|> </s>")
+    'It rained.'
+    """
+    end = _stripped(text, len(text))
+    while token := _END.search(text, max(0, end - _MAX_CONTROL_CHARS), end):
+        end = _stripped(text, token.start())
+    return text[:end]
+
+
+def _stripped(text: str, end: int) -> int:
+    while end and text[end - 1].isspace():
+        end -= 1
+    return end
