@@ -93,6 +93,10 @@ class TestModelFile:
         with pytest.raises(llm.Unusable, match=rf"m\.gguf.*{said}"):
             llm.check_model(path)
 
+    def test_the_home_of_nobody_is_said_too(self) -> None:
+        with pytest.raises(llm.Unusable, match=r"~nobody-here/m\.gguf: there is no such user"):
+            llm.named_model("~nobody-here/m.gguf")
+
     def test_two_files_of_one_name_have_two_names(self, tmp_path: Path) -> None:
         names = set()
         for content in (b"GGUF one", b"GGUF two"):

@@ -20,7 +20,7 @@ from workers.engines import ENGINES
 from workers.engines.local import MODEL_VARIABLE, URL_VARIABLE
 from workers.engines.openai_settings import PREFIX, settings_from
 from workers.llm import Unusable as NoModel
-from workers.llm import check_model, packaged_model
+from workers.llm import check_model, named_model, packaged_model
 from workers.supervisor import Child, ChildFailed, Supervisor
 
 LOCAL: Final = "local"
@@ -113,10 +113,10 @@ def check_file(model: str | None) -> None:
     """
     if model == "":
         raise Unusable("--model: name a GGUF file, or leave it out")
-    path = Path(model).expanduser() if model else packaged_model()
-    if path is None:
-        raise Unusable("no model is installed; give --model a GGUF file")
     try:
+        path = named_model(model) if model else packaged_model()
+        if path is None:
+            raise Unusable("no model is installed; give --model a GGUF file")
         check_model(path)
     except NoModel as error:
         raise Unusable(str(error)) from None

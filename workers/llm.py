@@ -110,7 +110,7 @@ def check(given: argparse.Namespace) -> Options:
     """
     if importlib.util.find_spec("xllamacpp") is None:
         raise MissingExtraError("xllamacpp", "local")
-    model = Path(given.model).expanduser() if given.model else default_model()
+    model = named_model(given.model) if given.model else default_model()
     check_model(model)
     check_address(given.host, given.port)
     return Options(model, given.host, given.port, given.threads or free_cores(), given.context, given.verbose)
@@ -133,6 +133,18 @@ def packaged_model() -> Path | None:
     spec = importlib.util.find_spec(MODEL_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     return next((path for folder in folders or () for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def named_model(name: str) -> Path:
+    """Return the path of the model that somebody named, with ``~`` as in a shell.
+
+    Raises:
+        Unusable: it is in the home of a user that there is none of.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise Unusable(f"{name}: there is no such user") from None
 
 
 def check_model(path: Path) -> None:
