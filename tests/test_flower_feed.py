@@ -311,6 +311,19 @@ def test_the_slowest_and_the_most_saving_operations_are_ranked(feed: Feed, app: 
     assert ranked["cost"][0] == "busy"
 
 
+def test_the_busiest_and_the_one_that_is_asked_for_can_be_chosen(
+    feed: Feed, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "MOST_OPERATIONS", 2)
+    now_s = time.time()
+    count_up(app, calls(9, [now_s], ["z"]) + calls(6, [now_s - 7200], ["y"]) + calls(3, [now_s], ["b", "a"]))
+    shown = read(feed, app, Asked("1h", "nobody"))
+    assert [one["operation"] for one in shown["names"]] == sorted(
+        {"z", "y", "nobody"} | {row["operation"] for row in shown["operations"]}
+    )
+    assert shown["total"]["counts"] == shown["all_time"]["counts"] == {}
+
+
 class Stuck(Collector):
     """Waits, as for a server that hangs."""
 

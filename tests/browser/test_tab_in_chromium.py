@@ -175,6 +175,9 @@ class TestChoosing:
         assert page.input_value("#aic-operation") == "qa"
         page.select_option("#aic-operation", "")
         says(page, "#aic-cards article:nth-child(2) .metric-value", "^400$")
+        page.goto(page.url + "&operation=nobody")
+        says(page, "#aic-notes > li", "^Nothing was recorded of nobody.$")
+        assert page.input_value("#aic-operation") == "nobody"
 
     def test_operations_can_be_ordered(self, page: Page) -> None:
         names = page.locator("#aic-operations tbody th")

@@ -79,7 +79,7 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
     """
     covered, records = _records(reader, asked, now)
     chosen = records if asked.operation is None else _only(records, asked.operation)
-    listed = sorted(records.values(), key=lambda record: (-record.lookups, record.operation))
+    listed = _by_lookups(records)
     return {
         "schema": SCHEMA,
         "state": state_of(now, reader.settings),
@@ -89,7 +89,7 @@ def document(reader: Reader, asked: Asked, now: Now) -> dict[str, Any]:
         "span": {"name": asked.span, "start_s": covered.start_s, "end_s": covered.end_s},
         "operation": asked.operation,
         "currency": label(reader.settings.currency) if reader.settings.currency else "",
-        "names": [_named(name) for name in list(now.live.totals)[:MOST_OPERATIONS] if name],
+        "names": [_named(name) for name in _names(listed, _by_lookups(now.live.totals), asked)],
         "total": figures_of(total_of(chosen.values())),
         "all_time": figures_of(total_of(_chosen(now.live.totals, asked).values())),
         "operations": [_figures(records[name]) for name in _shown(listed)],
@@ -156,6 +156,15 @@ def _figures(record: SummaryRecord) -> dict[str, Any]:
 def _worth(record: SummaryRecord) -> dict[str, Any]:
     """Return what an operation's answers were good for, which people are told before they invalidate them."""
     return {name: value for name, value in _figures(record).items() if name in _WORTH}
+
+
+def _by_lookups(records: Mapping[str, SummaryRecord]) -> list[SummaryRecord]:
+    return sorted(records.values(), key=lambda record: (-record.lookups, record.operation))
+
+
+def _names(listed: Sequence[SummaryRecord], ever: Sequence[SummaryRecord], asked: Asked) -> list[str]:
+    """Return what can be chosen: what is listed, what would be of all time, and what is chosen."""
+    return sorted({*_shown(listed), *_shown(ever), asked.operation or ""} - {""})
 
 
 def _shown(listed: Sequence[SummaryRecord]) -> list[str]:
