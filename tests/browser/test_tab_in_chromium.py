@@ -479,6 +479,15 @@ def test_flowers_own_switch_changes_the_theme_at_once(office: SimpleNamespace, o
     assert page.evaluate(color) != before
 
 
+def test_the_chosen_span_shows_without_colours_of_the_page_s_own(office: SimpleNamespace, opened: Opens) -> None:
+    page = opened(office.flower)
+    page.emulate_media(forced_colors="active")
+    figures(page)
+    color = "e => getComputedStyle(e).backgroundColor"
+    chosen = page.locator(".aic-spans input:checked + label")
+    assert chosen.evaluate(color) != page.locator(".aic-spans").evaluate(color)
+
+
 def test_names_are_text_wherever_they_are_shown(lab: Lab, opened: Opens) -> None:
     names = [MARKUP, HOSTILE, "=1+1", "'\"><b>"]
     count_up(lab.app, calls(200, [ago(5)], names), origin=MARKUP)
