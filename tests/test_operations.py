@@ -268,6 +268,13 @@ class TestReplies:
             "No_Answer",
             "NO\\_ANSWER",
             "No answer.",
+            "The text does not answer this question.",
+            "I'm sorry, but the provided text doesn't explicitly state when it closed.",
+            "Unfortunately, the passage does not contain enough information about the mill.",
+            "**The text makes no mention of it.**",
+            "This question cannot be answered from the text.",
+            "There is no information about that in the text.",
+            "It is not stated in the text when it closed",
         ],
     )
     def test_a_question_without_an_answer_is_marked_and_not_complete(self, reply: str) -> None:
@@ -275,6 +282,29 @@ class TestReplies:
         assert (response["success"], response["result"]) == (False, None)
         assert response["metadata"]["reason"] == "no_answer"
         assert not is_complete(response)
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "The text does not state the day, but it was in May.",
+            "The text does not only mention May.",
+            "It closed in May. The text does not say more.",
+            "The mill does not say.",
+            "The answer is not far: in May.",
+            "There is no mill in May.",
+            "It was not provided to anybody.",
+        ],
+    )
+    def test_an_answer_that_says_more_than_that_there_is_none_is_one(self, reply: str) -> None:
+        assert answered("qa", reply)["result"] == reply
+
+    @pytest.mark.parametrize(
+        ("text", "question"),
+        [(TEXT, "Does the text mention the mayor?"), (f"{TEXT} The text does not mention the mayor.", "Who is he?")],
+    )
+    def test_what_a_text_does_not_say_can_be_an_answer(self, text: str, question: str) -> None:
+        completion = Completion("The text does not mention the mayor.", None, "m", "stop")
+        assert is_complete(make_response(make_request("qa", text, question), completion, "stub"))
 
     @pytest.mark.parametrize("operation", PROMPT_VERSIONS)
     @pytest.mark.parametrize(
@@ -316,6 +346,15 @@ class TestReplies:
             ("Sorry, but that request violates our policy.", "stop", RefusedReply),
             ("This request goes against our guidelines.", "stop", RefusedReply),
             ("\"I'm sorry, but I can't help with that.\"", "stop", RefusedReply),
+            ("I'm sorry, but I don't have the ability to do that.", "stop", RefusedReply),
+            ("I'm just an AI, I can't do that", "stop", RefusedReply),
+            ("I don't see any text between the tags. Could you share it?", "stop", RefusedReply),
+            ("I do not have access to the article you mention.", "stop", RefusedReply),
+            ("Please provide the text you would like me to summarize.", "stop", RefusedReply),
+            ("I'd be happy to help! Could you please share the text?", "stop", RefusedReply),
+            ("It looks like you haven't provided any text.", "stop", RefusedReply),
+            ("I apologize, but there is no text to work with.", "stop", RefusedReply),
+            ("The text between the tags appears to be empty.", "stop", RefusedReply),
         ],
     )
     def test_a_failed_truncated_empty_or_refused_reply_is_an_error(
@@ -341,6 +380,14 @@ class TestReplies:
             "The request violates the law, the court finds.",
             "“I cannot discuss this,” the minister said.",
             '- "I can\'t answer that question," she said.',
+            "I don't have the money, the tenant writes, and I'm sorry.",
+            "I am an aid worker, she writes, and I can't sleep.",
+            "I could not find the passage through the ice, Ross wrote.",
+            "No text was provided by the ministry, the court found.",
+            "There is no text on the stone.",
+            "The text is missing a page, the scholar says.",
+            "Please send the text of the law to your friends, the pope wrote.",
+            "Please provide food, the mayor said.",
         ],
     )
     def test_a_summary_about_sad_things_is_no_refusal(self, reply: str) -> None:
@@ -396,6 +443,10 @@ class TestReplies:
             ("sorry ", "i ", "x"),
             ('"', "*", "x"),
             ("x", "<|end|>", ""),
+            ("The text does not ", "ly", "x"),
+            ("The text does not say ", "only the text ", ";"),
+            ("It is not said ", "the text ", ";"),
+            ("I'd be happy to ", "help ", "x"),
             ("", "<|", ""),
             ("", "1. x\n", ""),
             ("", "**1. ", "x"),

@@ -215,7 +215,7 @@ def make_response(request: EngineRequest, completion: Completion, engine: str) -
         "prompt_version": PROMPT_VERSIONS[request.operation],
         **({"substitute": True} if completion.substitute else {}),
     }
-    if request.operation == "qa" and says_no_answer(reply):
+    if _has_no_answer(request, reply):
         return {"operation": "qa", "success": False, "result": None, "metadata": {**metadata, "reason": "no_answer"}}
     field, parse = _PARSERS[request.operation]
     return {"operation": request.operation, "success": True, field: parse(request, reply), "metadata": metadata}
@@ -263,8 +263,12 @@ def _check_words(request: EngineRequest, reply: str) -> None:
         raise TruncatedReply(operation, "thoughts without an end")
     if names_thoughts(reply) and not _speaks_of_thoughts(request):
         raise UnparsableReply(operation, "thoughts in the reply")
-    if is_refusal(reply, request.text) and not (operation == "qa" and says_no_answer(reply)):
+    if is_refusal(reply, request.text) and not _has_no_answer(request, reply):
         raise RefusedReply(operation, "the reply reads as a refusal")
+
+
+def _has_no_answer(request: EngineRequest, reply: str) -> bool:
+    return request.operation == "qa" and says_no_answer(reply, request.question or "", request.text)
 
 
 def _parse_summary(request: EngineRequest, reply: str) -> str:

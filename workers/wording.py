@@ -35,11 +35,12 @@ _QUOTED_CHARS: Final = 40
 _OPENING_CHARS: Final = 400
 _SORRY: Final = (
     r"(?:i['’]?m (?:\w+ )?sorry|i am (?:\w+ )?sorry|sorry|i apologi[sz]e|(?:my )?apologies|unfortunately|regrettably"
-    r"|as an? (?:ai|(?:large )?language model))\b"
+    r"|(?:as|i(?:['’]m| am)(?: just| only)?) an? (?:ai|(?:large )?language model))\b"
 )
 _CANNOT: Final = (
     r"\bi(?:['’]m| am)? ?(?:can(?:not| not|['’]t)|unable to|(?:won['’]t|will not)(?: be able to)?"
-    r"|not (?:able|allowed) to|decline to)\b(?: and (?:won['’]t|will not)\b)?(?:,? in good conscience\b,?)?"
+    r"|not (?:able|allowed) to|decline to|(?:do not|don['’]t) have the (?:ability|capability) to)\b"
+    r"(?: and (?:won['’]t|will not)\b)?(?:,? in good conscience\b,?)?"
 )
 _AFRAID: Final = r"(?:i(?:['’]m| am) afraid (?:that )?)?"
 _VERB: Final = (
@@ -53,6 +54,24 @@ _ASKED: Final = (
     r"|conversation|questions?|answers?|response|information|analysis)\b)"
 )
 _THE_REQUEST: Final = r"(?:(?:this|that|your|the) (?:request|prompt)|(?:this|that|your) (?:content|question|text))"
+_POLITE: Final = (
+    rf"(?:{_SORRY}(?: for [^.,]{{0,40}})?,? (?:but )?)?(?:(?:sure|certainly|of course|hello|hi)[!,.] *)?"
+    r"(?:i(?:['’]d| would) (?:be (?:happy|glad)|love) to [^.!?]{1,80}[.!?,] *(?:but |however,? )?)?"
+    r"(?:it (?:seems|looks|appears)(?: like| that| as (?:if|though))? )?"
+)
+_MATERIAL: Final = r"(?:(?:the|your|any|an?|some) )?(?:\w+ )?(?:text|article|passage)\b"
+_HERE: Final = (
+    r"(?:here\b|provided\b(?! by)|between\b|within\b|inside\b|in (?:your|the (?:message|prompt|request|tags?))\b"
+    r"|(?:for me )?to (?:be )?(?:summari|analy|process|work|judge|extract|answer))"
+)
+_BEFORE_ME: Final = (
+    r"(?:\s*(?:[.;!?:]|$)|, (?:so|but|and|please|could)\b"
+    rf"| (?:(?:that |which )?you\b|for me\b|so (?:that )?i\b|{_HERE}))"
+)
+"""What follows where the text is meant that the model was to work on, and not one that the text tells of."""
+_PLEASE: Final = r"(?:please|(?:could|can|would) you(?: please)?)"
+_SEEMS: Final = r"(?:is|(?:appears|seems)(?: to be)?)"
+_NOT: Final = r"(?:do(?:es)? not|do(?:es)?n['’]t|did not|didn['’]t|cannot|can not|can['’]t|could(?: not|n['’]t))"
 _VIOLATES: Final = r"(?:\w+ ){0,2}?(?:violates?|goes against|is against|breach(?:es)?|conflicts? with)\b"
 _REFUSALS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -64,7 +83,34 @@ _REFUSALS: Final = tuple(
         rf"{_SORRY}[^.]{{0,40}}?\b{_THE_REQUEST} {_VIOLATES}",
         rf"(?:this|your) (?:request|prompt) {_VIOLATES}",
         rf"i (?:must|have to) (?:respectfully )?(?:decline|refuse)(?: to {_VERB})? {_ASKED}",
+        rf"{_POLITE}{_PLEASE} (?:provide|share|paste|send)(?: me)?(?: with)? {_MATERIAL}{_BEFORE_ME}",
+        rf"{_POLITE}i {_NOT} (?:see|find|have|receive)(?: access to)? {_MATERIAL}{_BEFORE_ME}",
+        rf"{_POLITE}you (?:have not|haven['’]t|did not|didn['’]t) (?:provided?|included?|shared?|pasted?) {_MATERIAL}",
+        rf"{_POLITE}(?:there(?: is|['’]s) |i see )?no (?:\w+ )?text (?:was |is |has been )?{_HERE}",
+        rf"{_POLITE}the text(?: (?:you )?provided| between the tags)? {_SEEMS} (?:empty|blank|missing){_BEFORE_ME}",
     )
+)
+
+_TEXT: Final = r"(?:the|this) (?:(?:provided|given) )?(?:text|passage)(?: (?:provided|given))?"
+_KNOWN: Final = (
+    r"(?:an? |any |the |enough |sufficient )?(?:\w+ )?(?:answers?|information|details?|mention|indication)\b"
+)
+_TOLD: Final = r"(?:answered|stated|mentioned|specified|given|provided|found|said)"
+_UNANSWERED: Final = re.compile(
+    r"(?:(?:i(?:['’]m| am) )?sorry,? (?:but )?|unfortunately,? )?"
+    r"(?:(?:based on|according to|from) (?:the|this) (?:\w+ )?(?:text|passage),? )?"
+    rf"(?:{_TEXT} {_NOT} (?!only\b)(?:\w+ly )?(?:(?:answer|address|say|state|mention|specify|indicate|tell|explain)\b"
+    rf"|(?:provide|contain|give|include|offer|have) {_KNOWN})"
+    rf"|{_TEXT} (?:provides|contains|gives|includes|offers|has|makes) no {_KNOWN}"
+    rf"|(?:it|(?:the|this|that|your) (?:question|answer)) (?:is not|isn['’]t|cannot be|can['’]t be) (?:\w+ly )?{_TOLD}"
+    r"(?= (?:[^.;:]* )?(?:text|passage)\b)"
+    rf"|there is no {_KNOWN}(?= (?:[^.;:]* )?(?:text|passage)\b))"
+    r"(?!.*\b(?:but|however|although|though|only|instead|except|while|whereas|rather)\b)[^.;:!?]*+[.!]?",
+    re.IGNORECASE,
+)
+_ABOUT_TEXT: Final = re.compile(
+    r"\b(?:texts?|passages?|articles?|author|writer|mention\w*|stated|omit\w*|it (?:say|state|tell|explain))\b",
+    re.IGNORECASE,
 )
 
 
@@ -95,15 +141,23 @@ def shown_chars(text: str) -> int:
     return sum(unicodedata.category(char)[0] != "C" and char not in _BLANK for char in text)
 
 
-def says_no_answer(reply: str) -> bool:
-    r"""Return whether *reply* says, alone or beside other words, that the text does not answer the question.
+def says_no_answer(reply: str, question: str = "", text: str = "") -> bool:
+    r"""Return whether *reply* says, by the word or in a sentence, that *text* does not answer *question*.
+
+    A sentence counts where it is all there is and holds no "but". It is an answer to a question about what a text says,
+    and where it is a quotation.
 
     >>> [says_no_answer(reply) for reply in ("The text does not say. No\\_Answer", "No answer.", "No answer came.")]
     [True, True, False]
+    >>> [says_no_answer("The text does not say when.", asked) for asked in ("When was it?", "Does the text say when?")]
+    [True, False]
     """
     word = NO_ANSWER.casefold()
     said = reply.replace("\\", "").casefold()
-    return word in said or "".join(filter(str.isalnum, said)) == word.replace("_", "")
+    if word in said or "".join(filter(str.isalnum, said)) == word.replace("_", ""):
+        return True
+    plain = reply.strip('*_"“” \n')
+    return bool(_UNANSWERED.fullmatch(plain)) and not (_ABOUT_TEXT.search(question) or _is_quoted(plain, text))
 
 
 def is_refusal(reply: str, text: str) -> bool:
@@ -116,7 +170,11 @@ def is_refusal(reply: str, text: str) -> bool:
     said = re.sub(r"^\W*+", "", opening)
     if not any(pattern.match(said) for pattern in _REFUSALS):
         return False
-    return not (_plain(said[:_QUOTED_CHARS]) in _plain(text) or _is_quotation(opening))
+    return not (_is_quoted(said, text) or _is_quotation(opening))
+
+
+def _is_quoted(said: str, text: str) -> bool:
+    return _plain(said[:_QUOTED_CHARS]) in _plain(text)
 
 
 def _plain(text: str) -> str:
