@@ -17,7 +17,7 @@ from typing import Annotated, Final, Literal, NamedTuple, cast
 import msgspec
 from msgspec import Meta
 
-from aicache_tasks.errors import StoreError
+from aicache_tasks.errors import StoreError, UnknownPayload
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.monitor.advice import shown
 from aicache_tasks.monitor.alerts import HOLD, next_level
@@ -120,6 +120,8 @@ _decoder: Final = msgspec.json.Decoder(_Held)
 def changes(summaries: Summaries) -> Iterator[AlertChange]:
     """Judge the records as they are now; log and yield each alert whose level changed.
 
+    An operation with a record that a newer version wrote keeps its levels; so does what adds up all operations.
+
     Raises:
         StoreError: the server went away. What was yielded is done, the rest is judged at the next time.
     """
@@ -157,12 +159,20 @@ def current(summaries: Summaries) -> list[AlertState]:
 
 
 def _readings(summaries: Summaries, now_s: float) -> Iterator[_Reading]:
-    settings, totals = summaries.parts.settings, summaries.totals()
-    for operation in totals:
-        yield from _readings_of(_span(summaries, operation, settings.alert_window_s, now_s), settings)
-    events = sum(_invalidations(summaries, name, now_s) for name, total in totals.items() if total.of("invalidate"))
-    warning, critical = settings.invalidations_warning_per_hour, settings.invalidations_critical_per_hour
-    yield _Reading("invalidation_rate", "", events, warning, critical)
+    settings, events, unread = summaries.parts.settings, 0, list[UnknownPayload]()
+    for operation, total in summaries.totals(unread).items():
+        try:
+            span = _span(summaries, operation, settings.alert_window_s, now_s)
+            events += _invalidations(summaries, operation, now_s) if total.of("invalidate") else 0
+        except UnknownPayload as error:
+            unread.append(error)
+        else:
+            yield from _readings_of(span, settings)
+    if unread:
+        log.warning("aicache: operations that are not judged: %d, nor invalidations; %s", len(unread), unread[0])
+    else:
+        warning, critical = settings.invalidations_warning_per_hour, settings.invalidations_critical_per_hour
+        yield _Reading("invalidation_rate", "", events, warning, critical)
     yield from _memory(summaries)
 
 

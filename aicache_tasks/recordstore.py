@@ -68,15 +68,26 @@ class RecordStore:
         """Return the names of all operations that have records; "" is there if something concerned all of them."""
         return sorted(map(text_of, self.ask(self.inbox.hash, self.keys.totals)))
 
-    def totals(self) -> dict[str, SummaryRecord]:
+    def totals(self, unread: list[UnknownPayload] | None = None) -> dict[str, SummaryRecord]:
         """Return each operation's lifetime totals, as of the last roll-up.
 
+        Args:
+            unread: gets the errors, one for each operation that is then left out.
+
         Raises:
-            UnknownPayload: a newer version wrote one of them.
+            UnknownPayload: a newer version wrote one of them, and there is no *unread*.
         """
         held = self.ask(self.inbox.hash, self.keys.totals)
-        named = {text_of(name): data for name, data in held.items()}
-        return {name: _read(named[name], name, "total", 0) for name in sorted(named)}
+        named = sorted((text_of(name), data) for name, data in held.items())
+        found = {}
+        for name, data in named:
+            try:
+                found[name] = _read(data, name, "total", 0)
+            except UnknownPayload as error:
+                if unread is None:
+                    raise
+                unread.append(error)
+        return found
 
     def read(self, operation: str, resolution: str, start_s: float, end_s: float) -> list[SummaryRecord]:
         """Return the records of the windows that begin in [*start_s*, *end_s*), oldest first; empty ones are not there.

@@ -156,6 +156,26 @@ def test_invalidations_of_over_an_hour_ago_do_not_count(office: Office) -> None:
     assert office.judge() == []
 
 
+@pytest.mark.parametrize("kind", ["total", "minute"])
+def test_records_of_a_newer_version_leave_all_other_operations_judged(
+    office: Office, client: Any, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    office.feed("invalidate", "success", 50)
+    assert levels(office.judge()) == [("invalidation_rate", "", "normal", "warning")]
+    office.feed("invalidate", "success", 50)
+    office.feed("get", "hit", 20, ms=400)
+    office.feed("get", "hit", 20, ms=400, operation="whisper")
+    keys = office.default.keys
+    key = keys.totals if kind == "total" else keys.records("shout", kind)
+    for field, record in client.hgetall(key).items():
+        if kind == "minute" or field == b"shout":
+            client.hset(key, field, record[:2] + b"\x08" + record[3:])
+    assert levels(office.judge()) == [("slow_operation", "whisper", "normal", "warning")]
+    assert [state.level for state in office.current()] == ["warning", "warning"], "too small a sum is no level"
+    (said,) = [record.message for record in caplog.records if "not judged" in record.message]
+    assert re.search("not judged: 1, nor invalidations; record .*version 8, not 1", said)
+
+
 def test_the_memory_is_the_server_s_with_two_levels_that_do_not_flap(office: Office, client: Any) -> None:
     client.set("much", bytes(20 * 2**20))  # against which a connection more or less does not matter
     used = client.info("memory")["used_memory"]
