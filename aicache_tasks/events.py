@@ -209,6 +209,6 @@ def _mapping(shown: str) -> dict[str, Any] | None:
     try:
         found = ast.literal_eval(shown or "{}")
         ast.literal_eval(repr(found))  # Celery cuts with `...`, which is a literal; its value's name is not
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

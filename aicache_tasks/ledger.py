@@ -90,5 +90,8 @@ def kind_room(held: Mapping[str, int], kind: str) -> str:
     >>> full = {f"k{number}": 1 for number in range(MAX_NAMES)}
     >>> kind_room(full, "k9"), kind_room(full, "input_tokens"), kind_room(full, "words")
     ('k9', 'input_tokens', '~other')
+    >>> kind_room({"input_tokens": 1} | {f"k{number}": 1 for number in range(MAX_NAMES - 1)}, "words")
+    'words'
     """
-    return kind if kind in NAMES else room(held, kind, OTHER)
+    is_known = kind in NAMES or kind in held
+    return kind if is_known or len(held.keys() - NAMES) < MAX_NAMES else OTHER

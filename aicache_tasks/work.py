@@ -98,7 +98,7 @@ class Work:
             return True
         self.prices, total = prices.version, Decimal(0)
         for model, usage in (self.shares or {}).items():
-            price = prices.of(model)
+            price = None if model == OTHER else prices.of(model)
             if counts_tokens(usage) and (price is None or not is_priced(usage)):
                 self.unpriced = model
                 return False

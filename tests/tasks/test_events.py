@@ -678,6 +678,8 @@ def test_many_threads_lose_no_event() -> None:
 
 
 UNREADABLE = [
+    "{{}}",
+    "{[]: 1}",
     "{'text': 'x...",
     "{'a': object()}",
     "[1]",
