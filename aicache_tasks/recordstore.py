@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from aicache_tasks.errors import CorruptPayload, SettingsError, StoreRefused, UnknownPayload
 from aicache_tasks.invalidation import ADMIN_BUDGET_S
-from aicache_tasks.monitor.advice import shown
 from aicache_tasks.parts import Parts
 from aicache_tasks.rollup import WINDOWS_S, WORKER_KEEP_S, Keep
 from aicache_tasks.samplekeys import SampleKeys
@@ -31,6 +30,7 @@ log = logging.getLogger("aicache_tasks")
 
 FIELDS_AT_ONCE: Final = 500
 _DIGITS: Final = 13
+_MOST_CHARS: Final = 512
 _FAR_S: Final = 172_800
 _WRITES: Final = frozenset({"commit", "sweep", "drop_fields", "swap", "move_strangers"})
 
@@ -82,7 +82,7 @@ class RecordStore:
         found = {}
         for name, data in named:
             try:
-                found[name] = _read(data, name, "total", 0)
+                found[name] = _read(data, self.keys.totals, name, "total", 0)
             except UnknownPayload as error:
                 if unread is None:
                     raise
@@ -129,7 +129,7 @@ class RecordStore:
             (found,) = self.ask(self.inbox.fetch, [(key, [str(start) for start in some])])
             for start, data in zip(some, found, strict=True):
                 if data is not None:
-                    yield _read(data, name, kind, start)
+                    yield _read(data, key, name, kind, start)
 
     def worker_times(self) -> dict[str, int]:
         """Return when each worker and producer was last heard of, seconds since the epoch."""
@@ -155,25 +155,30 @@ class RecordStore:
         return do()
 
 
-def unpacked(data: bytes, name: str, kind: str, start: int) -> SummaryRecord:
-    """Return the record in *data*.
+def unpacked(data: bytes, key: str, name: str, kind: str, start: int) -> SummaryRecord:
+    """Return the record in *data*, a field of the hash *key*.
 
     Raises:
-        UnknownPayload: a newer version wrote it; says which record that is.
+        UnknownPayload: a newer version wrote it; says where it lies.
         CorruptPayload: it is damaged.
     """
     try:
         return SummaryRecord.unpack(data, name, kind, start)
     except UnknownPayload as error:
-        what = f"record {kind} {start} of {shown(name)}: {error}"
+        what = f"record {_whole(name if kind == 'total' else str(start))} of {_whole(key)}: {error}"
         raise UnknownPayload(f"{what}; a newer aicache-tasks has to read it, or it must be removed") from None
 
 
-def _read(data: bytes, name: str, kind: str, start: int) -> SummaryRecord:
+def _read(data: bytes, key: str, name: str, kind: str, start: int) -> SummaryRecord:
     try:
-        return unpacked(data, name, kind, start)
+        return unpacked(data, key, name, kind, start)
     except CorruptPayload:
         return SummaryRecord(name, kind, start, damaged=1)
+
+
+def _whole(text: str) -> str:
+    """Return *text* escaped, and long enough to be used: only what is no name of ours is cut."""
+    return repr(text[:_MOST_CHARS])
 
 
 def _age_s(head: Head) -> float:

@@ -235,8 +235,8 @@ class Summaries(RecordStore):
         wanted = [(key, [name for name, _ in there]) for key, there in places.items()]
         held = self.mending(dict.fromkeys(places, "hash"), lambda: self.ask(self.inbox.fetch, wanted))
         return {
-            place: _sum(data, place, deltas[place], damaged)
-            for there, found in zip(places.values(), held, strict=True)
+            place: _sum(data, key, place, deltas[place], damaged)
+            for (key, there), found in zip(places.items(), held, strict=True)
             for (_, place), data in zip(there, found, strict=True)
         }
 
@@ -267,12 +267,12 @@ def _fitting(entries: int, records: int) -> int:
     return max(entries * MAX_RECORDS * 9 // (10 * max(records, 1)), 1)
 
 
-def _sum(data: bytes | None, place: Place, delta: SummaryRecord, damaged: list[bytes]) -> SummaryRecord:
-    """Return the record in *data* with *delta* added."""
+def _sum(data: bytes | None, key: str, place: Place, delta: SummaryRecord, damaged: list[bytes]) -> SummaryRecord:
+    """Return the record in *data*, a field of the hash *key*, with *delta* added."""
     total = SummaryRecord(place.name, place.kind, place.start)
     if data is not None:
         try:
-            total = unpacked(data, place.name, place.kind, place.start)
+            total = unpacked(data, key, place.name, place.kind, place.start)
         except CorruptPayload:
             damaged.append(data[:_ASIDE_BYTES])
     total.merge(delta)

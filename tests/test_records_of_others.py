@@ -65,9 +65,8 @@ class TestOfANewerVersion:
     @pytest.mark.parametrize("kind", WINDOWS_S)
     def test_a_reader_raises_and_says_which(self, app: Celery, plant: Any, kind: str) -> None:
         plant(of_version_8, kind)
-        with pytest.raises(
-            UnknownPayload, match=f"record {kind} .* of 'shout': .*version 8, not 1; a newer aicache-tasks"
-        ):
+        place = rf"record '\d+' of '{{aicache:s}}:{kind[0]}:shout'"
+        with pytest.raises(UnknownPayload, match=f"{place}: .*version 8, not 1; a newer aicache-tasks"):
             reader_of(app).summaries.read("shout", kind, 0, 2**31)
 
     @pytest.mark.parametrize("command", ["stats", "export --resolution total", "report --html -"])
@@ -75,14 +74,23 @@ class TestOfANewerVersion:
         plant(of_version_8)
         done = run(app, *command.split())
         assert (done.exit_code, done.stdout) == (1, "")
-        assert re.match("Error: record total 0 of 'shout': .*version 8, not 1", done.stderr)
+        assert re.match("Error: record 'shout' of '{aicache:s}:totals': .*version 8, not 1", done.stderr)
 
     @pytest.mark.parametrize("command", ["summaries", "summaries --compare 1d", "top", "export", "report --html -"])
     def test_of_a_window_commands_end_with_1(self, app: Celery, plant: Any, command: str) -> None:
         plant(of_version_8, *WINDOWS_S)
         done = run(app, *command.split(), "--since", "1h")
         assert (done.exit_code, done.stdout) == (1, "")
-        assert re.match(r"Error: record (minute|hour|day) \d+ of 'shout': .*version 8, not 1", done.stderr)
+        assert re.match(r"Error: record '\d+' of '{aicache:s}:[mhd]:shout': .*version 8, not 1", done.stderr)
+
+    def test_a_worker_s_minute_can_be_removed_where_the_error_says_it_lies(self, app: Celery, client: Any) -> None:
+        key = reader_of(app).summaries.keys.worker("celery@here")
+        field = max(client.hkeys(key))
+        client.hset(key, field, of_version_8(client.hget(key, field)))
+        said = re.match(r"Error: record '(.+)' of '(.+)': .*version 8, not 1", run(app, "stats").stderr)
+        assert said is not None
+        assert client.hdel(said[2], said[1]) == 1
+        assert run(app, "stats").exit_code == 0
 
     def test_a_collector_s_counters_do_not_fall(self, app: Celery, plant: Any, client: Any) -> None:
         registry = registry_of(app)
