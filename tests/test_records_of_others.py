@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 from aicache_tasks.errors import UnknownPayload
+from aicache_tasks.reports import inspect
 from aicache_tasks.reports.doctor import Finding, examine, records
 from aicache_tasks.reports.doctor.case import Case
 from aicache_tasks.reports.flower.feed import Feed
@@ -20,6 +21,7 @@ from aicache_tasks.reports.flower.snapshot import Asked
 from aicache_tasks.reports.inspect import cache_stats
 from aicache_tasks.rollup import WINDOWS_S
 from aicache_tasks.testing import EmbeddedServer
+from tests.faults import eventually
 from tests.reported import calls, count_up, make_app, reader_of, send
 from tests.test_cli import read, run
 from tests.test_prometheus import of, registry_of, series
@@ -119,6 +121,25 @@ class TestOfANewerVersion:
     def test_a_worker_that_is_asked_answers_with_the_error(self, app: Celery, plant: Any) -> None:
         plant(of_version_8)
         assert "version 8, not 1" in cache_stats(app, "celery@here")["error"]
+
+    def test_a_worker_that_read_figures_before_does_not_call_the_server_down(
+        self, app: Celery, plant: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sound = cache_stats(app, "celery@here")["total"]
+        plant(of_version_8)
+        monkeypatch.setattr(inspect, "FRESH_S", 0)
+        monkeypatch.setattr(inspect, "_TIMES_AS_LONG", 0)
+        eventually(lambda: "figures" in cache_stats(app, "celery@here"))
+        found, line = cache_stats(app, "celery@here"), inspect.line(app)
+        assert (found["store"], found["total"], line["store"]) == ("ok", sound, "ok")
+        for figures in (found["figures"], line["figures"]):
+            assert re.match("from before: record 'shout' of .*version 8, not 1", figures)
+
+    def test_nor_does_one_that_read_none(self, app: Celery, plant: Any) -> None:
+        plant(of_version_8)
+        eventually(lambda: inspect.line(app)["store"] == "ok")
+        line = inspect.line(app)
+        assert re.match("record 'shout' of .*version 8, not 1", line["figures"])
 
     def test_doctor_fails(self, app: Celery, plant: Any) -> None:
         plant(of_version_8)

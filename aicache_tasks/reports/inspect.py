@@ -62,6 +62,8 @@ class Seen(NamedTuple):
     """Why it could not be read; the figures are then from before."""
     read_s: float = 0.0
     took_s: float = 0.0
+    is_down: bool = False
+    """Whether it is the server that could not be read, and not what lies there."""
 
 
 class Snapshot:
@@ -116,16 +118,16 @@ class Snapshot:
     def _work(self) -> None:
         began_s, before = self._clock(), self._seen
         live, alerts, is_off = before[:3] if before is not None else (None, [], False)
-        fault = ""
+        fault, is_down = "", False
         try:
             live, alerts, is_off = self._read()
         except AICacheError as error:
-            fault = _fault(error)
+            fault, is_down = _fault(error), isinstance(error, StoreError)
         except Exception as error:  # noqa: BLE001 - a bug of ours must not show what it read in a worker's log
             fault = "internal error"
             self._caught(error)
         finally:
-            self._seen = Seen(live, alerts, is_off, fault, self._clock(), self._clock() - began_s)
+            self._seen = Seen(live, alerts, is_off, fault, self._clock(), self._clock() - began_s, is_down)
             self._end()
 
     def _end(self) -> None:
@@ -198,6 +200,7 @@ def cache_stats(app: Any, worker: str, operation: str | None = None) -> dict[str
         "exact": live.is_exact,
         "mode": _mode(parts, seen, beat),
         "store": _store_state(parts, seen, beat),
+        **_unreadable(seen),
         "waiting": {"batches": live.backlog.entries, "age_s": round(live.backlog.age_s, 1)},
         "alerts": [alert._asdict() | {"operation": _name(alert.operation)} for alert in seen.alerts],
         "worker": _briefly(total_of(live.workers.get(worker, ()))),
@@ -214,6 +217,13 @@ def _unread(seen: Seen | None, beat: Beat) -> str:
     if seen is not None and seen.fault:
         return seen.fault
     return f"{_NOT_YET} ({label(beat.fault, 200)})" if beat.fault else _NOT_YET
+
+
+def _unreadable(seen: Seen) -> dict[str, Any]:
+    """Say why the figures are not newer, where the server answers: a newer version wrote a record."""
+    if not seen.fault or seen.is_down:
+        return {}
+    return {"figures": f"from before: {seen.fault}" if seen.live is not None else seen.fault}
 
 
 def _of_one(app: Any, live: Live, operation: str) -> dict[str, Any]:
@@ -240,7 +250,7 @@ def _briefly(record: SummaryRecord) -> dict[str, Any]:
 
 def _store_state(parts: Parts, seen: Seen, beat: Beat) -> str:
     """Say how the server is now: as it was just felt, then as it was when the figures were read."""
-    if fault := beat.fault or seen.fault:
+    if fault := beat.fault or (seen.fault if seen.is_down else ""):
         return f"down: {label(fault, 200)}"
     states = {"reads": parts.store.reads.state, "writes": parts.store.writes.state}
     stopped = [f"{name} stopped" for name, state in states.items() if state == "open"]
@@ -259,8 +269,10 @@ def line(app: Any) -> dict[str, Any]:
     if parts.outbox is None:
         return {"timings": "stay in each process"}
     seen, beat = _now(app)
-    if seen is None or seen.live is None:
+    if seen is None or (seen.live is None and (seen.is_down or beat.fault)):
         return {"store": f"down: {_unread(seen, beat)}"}
+    if seen.live is None:
+        return {"store": _store_state(parts, seen, beat), **_unreadable(seen)}
     total = total_of(seen.live.totals.values())
     p95_ms = total.percentile_ms("get", 95)
     return {
@@ -270,6 +282,7 @@ def line(app: Any) -> dict[str, Any]:
         "get p95": duration(None if p95_ms is None else p95_ms * 1e6),
         "waiting": seen.live.backlog.entries,
         "store": _store_state(parts, seen, beat) + (", switched off" if _mode(parts, seen, beat) == "off" else ""),
+        **_unreadable(seen),
         "read": f"{max(time.time() - seen.live.at_s, 0.0):.0f} s ago",
     }
 
