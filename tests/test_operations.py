@@ -424,6 +424,28 @@ class TestReplies:
         reply = "Thoughts stand between <think> and </think>."
         assert make_response(request, Completion(reply, None, "m", "stop"), "stub")["result"] == reply
 
+    def test_a_text_that_names_a_tag_allows_its_answers_that_one_alone(self) -> None:
+        text = "Paper was <s>9.99</s> 4.99 euros, </think> and <|im_start|> came never."
+
+        def answer(operation: str, reply: str) -> dict[str, Any]:
+            return make_response(make_request(operation, text), Completion(reply, None, "m", "stop"), "stub")
+
+        for reply in ("Okay, a summary. <think> It closed.", "It closed.<|eot_id|> It closed.", "<|end|>It closed."):
+            with pytest.raises(UnparsableReply):
+                answer("summarize", reply)
+        assert answer("summarize", "Paper was <s>9.99</s><|eot_id|>")["result"] == "Paper was <s>9.99</s>"
+        assert answer("summarize", "It says <|im_start|> </THINK>.")["success"] is True
+        assert answer("sentiment", json.dumps(MOOD) + "<|eot_id|>")["sentiment"] == MOOD
+
+    def test_what_is_struck_through_ends_no_turn(self) -> None:
+        assert answered("summarize", "Paper was <s>9.99</s> 4.99.")["result"] == "Paper was <s>9.99</s> 4.99."
+
+    @pytest.mark.parametrize("token", ["<|im_end|>", "<think>", "</s>"])
+    def test_a_token_that_an_explanation_names_in_escapes_is_seen(self, token: str) -> None:
+        mood = json.dumps({**MOOD, "explanation": f"Jobs {token} were lost."})
+        with pytest.raises(UnparsableReply, match="explanation"):
+            answered("sentiment", mood.replace("<", "\\u003c"))
+
     def test_characters_that_take_no_room_do_not_make_a_summary_longer(self) -> None:
         with pytest.raises(UnparsableReply):
             answered("summarize", "Short." + "\u200b" * 20)
@@ -448,6 +470,7 @@ class TestReplies:
             ("It is not said ", "the text ", ";"),
             ("I'd be happy to ", "help ", "x"),
             ("", "<|", ""),
+            ("", "<s>", ""),
             ("", "1. x\n", ""),
             ("", "**1. ", "x"),
             ("", "x:\n", ""),

@@ -25,7 +25,7 @@ from workers.engines.base import (
     TruncatedReply,
     UnparsableReply,
 )
-from workers.engines.thoughts import begins_with_thoughts, names_thoughts, without_end
+from workers.engines.thoughts import begins_with_thoughts, has_other_tags, tags_of, without_end
 from workers.wording import (
     can_be_seen,
     has_surrogates,
@@ -232,7 +232,7 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     Raises:
         FailedReply, RefusedReply, TruncatedReply, EmptyReply: by the finish reason first, then by the text.
     """
-    operation, reply = request.operation, _whole_words(request, completion.text)
+    operation, reply = request.operation, without_end(completion.text, _known_tags(request)).strip()
     if completion.finish_reason in ("content_filter", "refusal"):
         raise RefusedReply(operation, f"finish reason {completion.finish_reason}")
     if completion.finish_reason == "length":
@@ -247,12 +247,8 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     return reply
 
 
-def _whole_words(request: EngineRequest, text: str) -> str:
-    return text.strip() if _speaks_of_thoughts(request) else without_end(text).strip()
-
-
-def _speaks_of_thoughts(request: EngineRequest) -> bool:
-    return names_thoughts(f"{request.text} {request.question}")
+def _known_tags(request: EngineRequest) -> frozenset[str]:
+    return tags_of(f"{request.text} {request.question}")
 
 
 def _check_words(request: EngineRequest, reply: str) -> None:
@@ -261,8 +257,8 @@ def _check_words(request: EngineRequest, reply: str) -> None:
         raise UnparsableReply(operation, "half of a surrogate pair")
     if begins_with_thoughts(reply):
         raise TruncatedReply(operation, "thoughts without an end")
-    if names_thoughts(reply) and not _speaks_of_thoughts(request):
-        raise UnparsableReply(operation, "thoughts in the reply")
+    if has_other_tags(reply, _known_tags(request)):
+        raise UnparsableReply(operation, "thoughts or tokens of a chat's template in the reply")
     if is_refusal(reply, request.text) and not _has_no_answer(request, reply):
         raise RefusedReply(operation, "the reply reads as a refusal")
 
@@ -326,6 +322,8 @@ def _explanation(request: EngineRequest, given: object) -> str:
     # JSON can name in escapes what the reply itself does not show.
     if not isinstance(given, str) or not can_be_seen(given) or has_surrogates(given):
         raise UnparsableReply(request.operation, "no explanation")
+    if has_other_tags(given, _known_tags(request)):
+        raise UnparsableReply(request.operation, "thoughts or tokens of a chat's template in the explanation")
     if is_refusal(given.strip(), request.text):
         raise RefusedReply(request.operation, "the explanation reads as a refusal")
     return given.strip()

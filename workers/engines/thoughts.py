@@ -22,6 +22,8 @@ _CLOSER: Final = re.compile(_CLOSE)
 _TAG: Final = re.compile(f"{_OPEN}|{_CLOSE}")
 _ANY: Final = re.compile(f"{_TAG.pattern}|{_CONTROL}")
 _END: Final = re.compile(rf"{_CONTROL}\Z")
+_STRUCK: Final = re.compile("<s>[^<]*</s>")
+"""Of HTML: struck through."""
 # At the end of a line, and not behind a space or a quotation mark, as a tag that is only named would be.
 _BOUNDARY: Final = re.compile(rf"(?<![ \t\"'`“‘«(]){_CLOSE}[ \t\r]*+(?:\n|$)")
 
@@ -53,19 +55,32 @@ def begins_with_thoughts(text: str) -> bool:
     return _OPENER.match(text) is not None
 
 
-def names_thoughts(text: str) -> bool:
-    """Return whether a tag of thoughts, or a token of a chat's template, is anywhere in *text*."""
-    return _ANY.search(text) is not None
+def tags_of(text: str) -> frozenset[str]:
+    """Return the tags of thoughts and the tokens of a chat's template that are anywhere in *text*.
+
+    >>> sorted(tags_of("Thoughts end in </THINK>, a turn in <|im_end|>."))
+    ['</think>', '<|im_end|>']
+    """
+    return frozenset(tag.lower() for tag in _ANY.findall(text))
 
 
-def without_end(text: str) -> str:
-    """Return *text* without the tokens that it ends with, by which a model ends its turn.
+def has_other_tags(text: str, known: frozenset[str]) -> bool:
+    """Return whether a tag or a token is in *text* that is none of *known*; ``<s>…</s>`` strikes through.
 
-    >>> without_end("It rained.<|im_end|> </s>")
-    'It rained.'
+    >>> [has_other_tags(text, frozenset({"<|im_end|>"})) for text in ("<|im_end|>", "<s>9</s>", "It rained.</think>")]
+    [False, False, True]
+    """
+    return not tags_of(_STRUCK.sub("", text)) <= known
+
+
+def without_end(text: str, known: frozenset[str] = frozenset()) -> str:
+    """Return *text* without the tokens that it ends with, by which a model ends its turn, up to one of *known*.
+
+    >>> without_end("It rained.<|im_end|> </s>"), without_end("It rained.<|im_end|> </s>", frozenset({"<|im_end|>"}))
+    ('It rained.', 'It rained.<|im_end|>')
     """
     end = _stripped(text, len(text))
-    while token := _END.search(text, max(0, end - _MAX_CONTROL_CHARS), end):
+    while (token := _END.search(text, max(0, end - _MAX_CONTROL_CHARS), end)) and token[0].lower() not in known:
         end = _stripped(text, token.start())
     return text[:end]
 
