@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from celery import Celery
 
 from aicache_tasks.errors import UnknownPayload
 from aicache_tasks.reports import inspect
+from aicache_tasks.reports.commands import metrics
 from aicache_tasks.reports.doctor import Finding, examine, records
 from aicache_tasks.reports.doctor.case import Case
 from aicache_tasks.reports.flower.feed import Feed
@@ -21,10 +23,10 @@ from aicache_tasks.reports.flower.snapshot import Asked
 from aicache_tasks.reports.inspect import cache_stats
 from aicache_tasks.rollup import WINDOWS_S
 from aicache_tasks.testing import EmbeddedServer
-from tests.faults import eventually
+from tests.faults import eventually, free_port
 from tests.reported import calls, count_up, make_app, reader_of, send
 from tests.test_cli import read, run
-from tests.test_prometheus import of, registry_of, series
+from tests.test_prometheus import fetch, of, registry_of, series
 
 
 @pytest.fixture
@@ -104,6 +106,20 @@ class TestOfANewerVersion:
         assert of(found, "aicache_up") == 0
         client.hset(reader_of(app).summaries.keys.totals, "shout", record)
         assert of(series(registry), "aicache_lookups_total", operation="shout") == before + 10
+
+    @pytest.mark.parametrize("served", [False, True])
+    def test_metrics_says_on_stderr_why_there_are_none(
+        self, app: Celery, plant: Any, monkeypatch: pytest.MonkeyPatch, served: bool
+    ) -> None:
+        plant(of_version_8)
+        port = free_port()
+        monkeypatch.setattr(metrics, "_wait", lambda _thread: fetch(port))
+        with monkeypatch.context() as alone:
+            for name in ("", "aicache_tasks"):
+                alone.setattr(logging.getLogger(name), "handlers", [])  # as in a process of its own
+            done = run(app, "metrics", *(("--port", str(port)) if served else ("--once",)))
+        assert done.exit_code == (0 if served else 1)
+        assert re.search("aicache: no metrics: record 'shout' of .*version 8, not 1", done.stderr)
 
     def test_the_tab_says_what_to_do_and_keeps_the_figures_from_before(self, app: Celery, plant: Any) -> None:
         feed = Feed()

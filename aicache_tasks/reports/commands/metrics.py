@@ -6,6 +6,7 @@ In: an address.   Out: ``/metrics`` served there until it is stopped; or the sam
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -45,12 +46,19 @@ def metrics(ctx: click.Context, port: int, address: str, once: bool) -> None:
         raise Misused(str(MissingExtraError("prometheus-client", "metrics"))) from None
     from prometheus_client import CollectorRegistry
 
+    _warn_on_stderr()
     registry = CollectorRegistry()
     register(ctx.obj.app, registry, limit_s=LIMIT_S)
     if once:
         _print(ctx, registry)
     else:
         _serve(ctx, registry, address, port)
+
+
+def _warn_on_stderr() -> None:
+    """Have the collector say why there are no figures, unless the application's own handlers get that already."""
+    if logging.lastResort is not None and not logging.getLogger().handlers:
+        logging.getLogger("aicache_tasks").addHandler(logging.lastResort)
 
 
 def _print(ctx: click.Context, registry: Any) -> None:
