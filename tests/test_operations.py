@@ -170,6 +170,9 @@ class TestReplies:
             "Here are the 3 most important points of the text:\n\n{}",
             "Certainly!\n\n**Here they are:**\n\n{}",
             "## What the text says\n{}",
+            "**Main Points**\n\n{}",
+            "Here are the three key points\n{}",
+            "Key takeaways from the text\n{}\n\nLet me know if you need more!",
             "以下は要点です：\n{}",
             "```markdown\n{}\n```",
             "~~~\n{}\n~~~",
@@ -203,6 +206,18 @@ class TestReplies:
             ("It rained.\nSure!\nThese were lost:\n- jobs", ["It rained.", "Sure!", "These were lost:", "jobs"]),
             ("- It rained.\n**Sport:**\n- They lost.", ["It rained.", "**Sport:**", "They lost."]),
             ("Who paid?\nWould you like me to go?", ["Who paid?", "Would you like me to go?"]),
+            ("Here is what the text answers.\n1. Who?\n2. Why?\nNo more.", ["Who?", "Why?", "No more."]),
+            ("**It rained.**\n- They lost.\nThey won.", ["They lost.", "They won."]),
+            ("**It rained.**\n**They lost.**", ["**It rained.**", "**They lost.**"]),
+            ("It rained.\n- They lost.\n- They won.", ["It rained.", "They lost.", "They won."]),
+            (
+                "The match\n- They lost.\nThe weather\n- It rained.",
+                ["The match", "They lost.", "The weather", "It rained."],
+            ),
+            (
+                "### 1. Rain\nIt rained.\n### **2. Match**\nThey lost.",
+                ["Rain", "It rained.", "**Match**", "They lost."],
+            ),
         ],
     )
     def test_markers_and_remarks_are_told_from_content(self, reply: str, items: list[str]) -> None:
@@ -473,6 +488,8 @@ class TestReplies:
             ("", "<s>", ""),
             ("", "1. x\n", ""),
             ("", "**1. ", "x"),
+            ("**", "x", "\n- x"),
+            ("# ", " ", "1."),
             ("", "x:\n", ""),
             ("", "-*_=", "x"),
             ('{"sentiment": ', "[", ""),

@@ -17,10 +17,13 @@ from workers.engines.base import NO_ANSWER
 _MARKER: Final = re.compile(
     r"[-*+•●▪■◦○·‣–—](?:\s+|$)|[•・](?![•・])|[(（]?(\d{1,3})(?:[.)](?:\s+|$)|[、．）](?!\d)\s*)"
 )
-_BOLD_NUMBER: Final = re.compile(r"^\*\*(\(?\d{1,3}[.)])(\*\*)?(?!\S)\s*")
+_DRESSED_NUMBER: Final = re.compile(r"^(?:#{1,6}\s+)?(\*\*)?(\(?\d{1,3}[.)])((?(1)\*\*|(?!)))?(?!\S)\s*")
+"""One that is bold, or in a heading."""
 _ORNAMENT: Final = re.compile(r"(?:`{3,}|~{3,})[\w+-]*|[-*_=—–\s]*")
 """Fences and rules."""
 _HEADING: Final = re.compile(r"#{1,6}\s")
+_BOLD: Final = re.compile(r"\*\*[^*]+\*\*|__[^_]+__")
+_SENTENCE_ENDS: Final = (".", "?", "!", "。", "？", "！")
 _CLOSING: Final = re.compile(
     r"(?:please )?(?:let me know\b|feel free to\b|i hope (?:this|these|that) |(?:would you like|do you want) me to\b"
     r"|if you (?:need|want|have|would like) (?:any|more|further|me to)\b)",
@@ -200,19 +203,20 @@ def lines_of(reply: str) -> list[str]:
     ['12. May was cold.', '1945. Peace.']
     """
     lines = [line for line in map(str.strip, reply.splitlines()) if not _ORNAMENT.fullmatch(line)]
-    found = [_MARKER.match(_BOLD_NUMBER.sub(_plain_number, line, 1)) for line in lines]
+    found = [_MARKER.match(_DRESSED_NUMBER.sub(_plain_number, line, 1)) for line in lines]
     numbers = [int(marker[1]) for marker in found if marker and marker[1]]
     counts = numbers == [*range(1, len(numbers) + 1)]
     markers = [marker if marker and (counts or not marker[1]) else None for marker in found]
     items = [m.string[m.end() :] if m else line for line, m in zip(lines, markers, strict=True)]
-    return [item for item in items[_introduction(lines, markers) : _end(lines, markers)] if can_be_seen(item)]
+    end = _end(lines, markers)
+    return [item for item in items[_introduction(lines[:end], markers[:end]) : end] if can_be_seen(item)]
 
 
-def _plain_number(bold: re.Match[str]) -> str:
-    return f"{bold[1]} {'' if bold[2] else '**'}"
+def _plain_number(dressed: re.Match[str]) -> str:
+    return f"{dressed[2]} {'**' if dressed[1] and not dressed[3] else ''}"
 
 
-def _introduction(lines: Sequence[str], markers: Sequence[object]) -> int:
+def _introduction(lines: Sequence[str], markers: Sequence[re.Match[str] | None]) -> int:
     """Return how many *lines* only introduce the rest: up to two of them, of which the last ends in a colon.
 
     Two do only before an item that has a marker: without any, the first of them is an item more likely.
@@ -221,7 +225,19 @@ def _introduction(lines: Sequence[str], markers: Sequence[object]) -> int:
         introduces = lines[count - 1 : count] and not any(markers[:count]) and _is_heading(lines[count - 1])
         if introduces and (count == 1 or any(markers[count : count + 1])):
             return count
-    return 0
+    return int(_is_title(lines, markers))
+
+
+def _is_title(lines: Sequence[str], markers: Sequence[re.Match[str] | None]) -> bool:
+    """Return whether the first of *lines* stands before the list: without a marker, where the others have one.
+
+    What ends as a sentence does may be an item whose bullet is lost, but none that comes before number 1.
+    """
+    if len(lines) < 2 or markers[0] or not markers[1]:
+        return False
+    if markers[1][1] or _BOLD.fullmatch(lines[0]):
+        return True
+    return all(markers[1:]) and not lines[0].rstrip("*_ ").endswith(_SENTENCE_ENDS)
 
 
 def _is_heading(line: str) -> bool:
