@@ -11,10 +11,12 @@ import functools
 import os
 import threading
 import weakref
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any, Final
 
 from aicache_tasks.cache import AIResponseCache
+from aicache_tasks.errors import SettingsError
 from aicache_tasks.events import CallEvents
 from aicache_tasks.outbox import producer_name
 from aicache_tasks.policy import CachePolicy, PolicyRegistry
@@ -120,7 +122,17 @@ def cached_tasks(app: Any) -> list[Any]:
 
 def useless_policies(app: Any) -> list[str]:
     """Return the names of the tasks that were given a policy and do not have the base class that reads it."""
-    return sorted(name for name, task in app.tasks.items() if isinstance(getattr(task, "cache", None), CachePolicy))
+    return sorted(name for name, task in app.tasks.items() if _is_policy(getattr(task, "cache", None)))
+
+
+def _is_policy(given: Any) -> bool:
+    """Say whether *given* is a policy, or a mapping with names of one and no others, which may be another package's."""
+    if not given or not isinstance(given, CachePolicy | Mapping):
+        return False
+    try:
+        return bool(CachePolicy.of(given))
+    except (SettingsError, TypeError, ValueError):
+        return False
 
 
 def name_worker(worker: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -458,14 +459,24 @@ class TestTheApplication:
         add(app)
         assert one(Case(app, reader_of(app)).app, application.switches).level == "ok"
 
-    def test_a_task_without_the_base_class_that_reads_its_policy(self, app: Celery) -> None:
+    @pytest.mark.parametrize("given", [CachePolicy(), {"operation": "x", "ttl": "1h"}], ids=["policy", "dict"])
+    def test_a_task_without_the_base_class_that_reads_its_policy(self, app: Celery, given: Any) -> None:
+        add(app)
+        self.add_plain(app, given)
+        finding = one(app, application.switches)
+        assert (finding.level, finding.what.endswith("it: shop.plain")) == ("warn", True)
+
+    @pytest.mark.parametrize("given", [{}, {"hits": 1}, {"ttl": []}, {"tags": 5}, {1: 2}, "1h", 5, object], ids=str)
+    def test_what_another_package_s_task_calls_cache_is_not_told_of(self, app: Celery, given: Any) -> None:
+        add(app)
+        self.add_plain(app, given)
+        assert one(app, application.switches).level == "ok"
+
+    def add_plain(self, app: Celery, cache: Any) -> None:
         def body(text: str) -> str:
             return text
 
-        add(app)
-        app.task(name="shop.forgot", cache=CachePolicy(), shared=False)(body)
-        finding = one(app, application.switches)
-        assert (finding.level, finding.what.endswith("it: shop.forgot")) == ("warn", True)
+        app.task(name="shop.plain", cache=cache, shared=False)(body)
 
     @pytest.mark.parametrize("setting", [{"aicache_disabled": True}, {"aicache_samples": "off"}])
     def test_what_is_switched_off(self, valkey: EmbeddedServer, setting: dict[str, Any]) -> None:
@@ -620,9 +631,11 @@ class TestTheApplication:
         assert one(app, application.redelivery).level == "warn"
         app.conf.broker_transport_options = {"visibility_timeout": 10_000}
         assert one(app, application.redelivery).level == "ok"
+        app.conf.broker_transport_options = {"visibility_timeout": math.inf}
+        assert found(app, application.redelivery) == []
 
-    @pytest.mark.parametrize("given", [None, "1h", "3600"], ids=str)
-    def test_a_visibility_timeout_that_is_no_number(self, app: Celery, given: str | None) -> None:
+    @pytest.mark.parametrize("given", [None, "1h", "3600", math.nan], ids=str)
+    def test_a_visibility_timeout_that_is_no_number(self, app: Celery, given: Any) -> None:
         app.conf.update(broker_url="redis://", broker_transport_options={"visibility_timeout": given})
         finding = one(app, application.redelivery)
         assert (finding.level, "visibility_timeout" in finding.what) == ("fail", True)
@@ -769,6 +782,54 @@ class TestTheWorkers:
         vars(case)["replies"] = Replies({"w@here": {**case.mine, "url": theirs}}, "")
         assert [finding.level for finding in doctor.examine(case, (workers.policies,))] == ["ok"]
 
+    @pytest.mark.parametrize(
+        ("mine", "theirs", "level"),
+        [
+            ("redis://cache:6379/0", "redis://Cache?client_name=web", "ok"),
+            ("redis://ann:pass@cache/0?db=2", "rediss://cache/2", "ok"),
+            ("unix:///run/s", "redis+socket:///run/s?virtual_host=0", "ok"),
+            ("redis://cache/1", "redis://cache", "warn"),
+            ("redis://cache", "redis://cache:6380", "warn"),
+            ("unix:///run/s", "unix:///run/t", "warn"),
+            ("redis://cache", "redis://[junk", "warn"),
+        ],
+    )
+    def test_the_place_of_the_cache_is_compared_and_not_how_it_is_written(
+        self, valkey: EmbeddedServer, mine: str, theirs: str, level: str
+    ) -> None:
+        app = make_app(valkey.url)
+        add(app)
+        case = Case(app, reader_of(app))
+        vars(case)["mine"] = {**case.mine, "url": mine}
+        vars(case)["replies"] = Replies({"w@here": {**case.mine, "url": theirs}}, "")
+        assert [finding.level for finding in doctor.examine(case, (workers.policies,))] == [level]
+
+    def test_one_of_a_version_that_tells_less_is_said_to_and_nothing_else(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        add(app, tenant="shop")
+        case = Case(app, reader_of(app))
+        (task,) = case.mine["tasks"].values()
+        older = {name: told for name, told in task.items() if name not in ("text_arg", "question_arg", "body")}
+        less = {name: told for name, told in case.mine.items() if name not in ("url", "digest")}
+        tasks = {"shop.task": {**older, "tenant": "fixed"}}
+        vars(case)["replies"] = Replies({"w@here": {**less, "tasks": tasks}}, "")
+        (_, finding) = doctor.examine(case, (workers.versions, workers.policies))
+        assert (finding.level, finding.what) == ("warn", "w@here does not tell digest, question_arg, text_arg, url")
+
+    @pytest.mark.parametrize("raises_here", [True, False])
+    def test_a_vary_that_raises_outside_of_a_call_is_no_failure(
+        self, valkey: EmbeddedServer, raises_here: bool
+    ) -> None:
+        app = make_app(valkey.url)
+        add(app, vary=lambda: {}["no call"] if raises_here else "m")
+        case = Case(app, reader_of(app))
+        other = "5d" * 16 if raises_here else "raises LookupError"
+        tasks = {"shop.task": {**case.mine["tasks"]["shop.task"], "vary": other}}
+        vars(case)["replies"] = Replies({"w@here": {**case.mine, "tasks": tasks}}, "")
+        (finding,) = doctor.examine(case, (workers.policies,))
+        assert (finding.check, finding.level) == ("vary", "warn")
+        assert finding.what == "vary= of shop.task raises in one of w@here and this process, outside of a call"
+
     def test_one_with_tasks_that_are_none_does_not_pass(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)
         case = Case(app, reader_of(app))
@@ -855,7 +916,6 @@ class TestKeys:
     def test_a_process_that_cannot_make_keys(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)
         add(app)
-        assert found(app, stability.keys) == [], "it has no command to ask"
         assert one(app, stability.keys, probe=[sys.executable, "-c", "raise SystemExit(3)"]).level == "warn"
 
     @pytest.mark.parametrize("told", ["", "junk", "[]", "{"], ids=str)

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
 
@@ -24,13 +26,22 @@ __all__ = ["path"]
 SHOP = """
 import os
 from celery import Celery
+from click import Option
 from aicache_tasks import CachedTask, CachePolicy, install
 app = Celery("shop")
 app.conf.aicache_url = os.environ["SHOP_URL"]
 install(app)
+app.user_options["preload"].add(Option(["--site"]))
 @app.task(base=CachedTask, name="shop.task", cache=CachePolicy())
 def task(text): ...
 """
+
+
+TENANT: ContextVar[str] = ContextVar("tenant")
+
+
+class Color(Enum):
+    RED = "red"
 
 
 def missing() -> str:
@@ -48,9 +59,7 @@ class TestACallWithoutAKey:
         ("policy", "said"),
         [
             ({"ignore": ("nosuch",)}, "cache ignore: the task has no parameter 'nosuch'; it has text, model"),
-            ({"vary": missing}, "vary= raises KeyError"),
-            ({"tenant": missing}, "tenant= raises KeyError"),
-            ({"tags": missing}, "tags= raises KeyError"),
+            ({"vary": lambda: object()}, "vary= raises KeyEncodingError"),
         ],
         ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
     )
@@ -64,12 +73,26 @@ class TestACallWithoutAKey:
         assert (finding.check, finding.level) == ("policies", "fail")
         assert finding.what == f"shop.task has no keys in this process: {said}"
 
+    @pytest.mark.parametrize("field", ["vary", "tenant", "tags"])
+    @pytest.mark.parametrize("asked", [missing, TENANT.get], ids=["KeyError", "LookupError"])
+    def test_is_a_warning_where_a_call_may_have_what_it_needs(
+        self, valkey: EmbeddedServer, field: str, asked: Callable[[], str], request: pytest.FixtureRequest
+    ) -> None:
+        app = make_app(valkey.url)
+        task = add(app, **{field: lambda: asked()})
+        finding = one(app, stability.faults)
+        assert (finding.check, finding.level) == ("policies", "warn")
+        error = request.node.callspec.id.partition("-")[0]
+        assert finding.what == f"shop.task has no keys outside of a call: {field}= raises {error}"
+        keys = stability.keys_of([task])
+        assert one(app, stability.keys, probe=printing(keys)).level == "ok", "it is told of once"
+
     def test_is_named_for_five_tasks_and_the_others_are_counted(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)
         for number in range(7):
             add(app, f"shop.task{number}", vary=missing)
         *_, last = told = found(app, stability.faults)
-        assert (len(told), last.what) == (6, "no keys of 2 more tasks either")
+        assert (len(told), last.what) == (6, "the like of 2 more tasks")
 
     def test_for_made_up_arguments_only_is_a_warning(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)
@@ -82,6 +105,26 @@ class TestACallWithoutAKey:
             "the same in 8 processes with other hash seeds, but with made-up arguments shop.task raises ValueError",
         )
         assert found(app, stability.faults) == []
+
+    @pytest.mark.parametrize(
+        "vary",
+        [lambda given: {"summary": "m1"}[given["text"]], lambda given: Color(given["text"])],
+        ids=["dict", "enum"],
+    )
+    def test_is_no_warning_where_an_error_names_the_text_that_was_made_up(
+        self, valkey: EmbeddedServer, vary: Callable[..., Any]
+    ) -> None:
+        app = make_app(valkey.url)
+        finding = one(app, stability.keys, probe=printing(stability.keys_of([add(app, vary=vary)])))
+        assert (finding.level, finding.what) == (
+            "ok",
+            "the same in 8 processes with other hash seeds, but for shop.task (made-up arguments do not fit)",
+        )
+
+    def test_is_a_warning_where_its_parameter_is_not_there(self, valkey: EmbeddedServer) -> None:
+        app = make_app(valkey.url)
+        keys = stability.keys_of([add(app, vary=lambda given: given["kind"])])
+        assert one(app, stability.keys, probe=printing(keys)).level == "warn"
 
     def test_is_not_said_of_one_with_positional_only_parameters(self, valkey: EmbeddedServer) -> None:
         def body(text: str, count: int, /, size: int, *, more: bool = False) -> str:
@@ -101,6 +144,21 @@ def test_arguments_are_made_up_for_annotations_of_what_a_list_or_dict_holds(valk
     body.__annotations__ |= {"texts": list[str]}  # as without `from __future__ import annotations`
     task = app.task(base=CachedTask, name="shop.held", cache=policy, shared=False)(body)
     assert stability.keys_of([task])["shop.held"].startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "made_up"),
+    [
+        *[(one, 1) for one in (int, int | None, Optional[int], Union[None, int, str], Annotated[int, "up"])],  # noqa: UP007, UP045
+        *[(one, 1) for one in ("int", "int | None", "None | int", "Optional[int]", "t.Annotated[int, up()]")],
+        *[(one, "a") for one in (Literal["a", "b"], "Literal['a', 'b'] | None", "t.Optional[t.Literal['a', 'b']]")],
+        *[(one, ["a", "b"]) for one in (list[int] | None, "list[dict[str, int]]", "collections.abc.Sequence[int]")],
+        *[(one, stability.TEXT) for one in (str | int, "str | None", "Literal[", "Callable[[int], str]", "", Path)],
+    ],
+    ids=lambda given: repr(given)[:40],
+)
+def test_an_argument_is_made_up_for(annotation: Any, made_up: Any) -> None:
+    assert stability._made_up(annotation) == made_up
 
 
 @pytest.mark.parametrize(("small", "large"), [("mini", "large"), ("mini", "maxi"), ("gpt", "claude"), ("a", "b")])
@@ -128,10 +186,33 @@ def test_the_probe_is_this_command_where_it_runs_and_whatever_the_application_is
     (path / "project").mkdir()
     (path / "project" / "aicache.py").write_text(SHOP)
     monkeypatch.chdir(path / "project")  # as Celery has done by the time that the command runs
-    probe = _probe(["celery", "--workdir", "project", "-A", "aicache", "aicache", "doctor", "--json"])
+    probe = _probe(["celery", "--workdir", "project", "-A", "aicache", "aicache", "--site", "a", "doctor", "--json"])
     assert probe is not None
     done = subprocess.run(
         probe, env=environ_of(path, valkey.url), capture_output=True, text=True, timeout=50, check=False
     )
     assert (stability.told_by(done.stdout) or {}).keys() == {"shop.task"}, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("called", "ends"),
+    [
+        ("-A doctor aicache doctor --strict", "-A doctor aicache doctor --probe"),
+        ("-A app aicache --stage aicache -Z 1 doctor", "-A app aicache --stage aicache -Z 1 doctor --probe"),
+        ("--workdir=a -A app aicache doctor", "--workdir={cwd} -A app aicache doctor --probe"),
+        ("--workdir a -A app aicache doctor", "--workdir {cwd} -A app aicache doctor --probe"),
+    ],
+)
+def test_the_probe_is_given_what_stands_before_the_command(called: str, ends: str) -> None:
+    made = _probe(["celery", *called.split()])
+    assert made is not None
+    assert made[1:] == ["-m", "celery", *ends.format(cwd=Path.cwd()).split()]
+
+
+def test_where_there_is_no_probe_it_is_said_that_nothing_was_compared(valkey: EmbeddedServer) -> None:
     assert _probe(["pytest", "doctor"]) is None
+    app = make_app(valkey.url)
+    assert found(app, stability.keys) == [], "it has no task"
+    add(app)
+    finding = one(app, stability.keys)
+    assert (finding.level, finding.what[:12]) == ("warn", "not compared")

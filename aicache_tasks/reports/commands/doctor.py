@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -58,14 +57,20 @@ def doctor(ctx: click.Context, strict: bool, probe: bool, as_json: bool) -> None
 
 
 def _probe(argv: Sequence[str]) -> list[str] | None:
-    """Return this command as it was called, but for what it is to do."""
-    ends = [index for index, pair in enumerate(pairwise(argv)) if pair == ("aicache", "doctor")]
+    """Return this command as it was called, but for what it is to do; None if it was called in another way.
+
+    An application's own options may stand between "aicache" and "doctor".
+    """
+    ends = [index for index, word in enumerate(argv) if word == "doctor" and "aicache" in argv[:index]]
     if not ends:
         return None
     given = list(argv[1 : ends[-1]])
-    if any(option.startswith("--workdir") for option in given):
-        given += ["--workdir", str(Path.cwd())]  # the last one counts; a relative one would count from here
-    return [sys.executable, "-m", "celery", *given, "aicache", "doctor", "--probe"]
+    for index, option in enumerate(given):  # Celery went there before; a relative one would count from here
+        if option.startswith("--workdir="):
+            given[index] = f"--workdir={Path.cwd()}"
+        elif given[index - 1 : index] == ["--workdir"]:
+            given[index] = str(Path.cwd())
+    return [sys.executable, "-m", "celery", *given, "doctor", "--probe"]
 
 
 def _worst(found: Sequence[tuple[str, ...]]) -> str:

@@ -7,6 +7,7 @@ In: its configuration and its tasks' policies.   Out: findings.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -112,9 +113,11 @@ def redelivery(case: Case) -> Iterator[Finding]:
     if not any(url.startswith(("redis", "sentinel")) for url in case.broker_urls):
         return
     visible_s = (case.app.conf.broker_transport_options or {}).get("visibility_timeout", VISIBILITY_S)
-    if not isinstance(visible_s, int | float):
+    if not isinstance(visible_s, int | float) or math.isnan(visible_s):
         fix = "Give it seconds, a number: until then workers fail when they look for what to deliver again."
         yield Finding("redelivery", "fail", "visibility_timeout of broker_transport_options is no number", fix)
+        return
+    if visible_s == math.inf:  # kombu delivers none again
         return
     late = [(task, _limit_s(case.app, task)) for task in case.tasks if task.acks_late]
     long = [task.name for task, limit_s in late if limit_s > visible_s]

@@ -6,15 +6,19 @@ In: the policies; a command that prints keys, run in processes that hash differe
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from aicache_tasks.errors import KeyEncodingError
 from aicache_tasks.policy import takes_arguments
-from aicache_tasks.reports.doctor.case import Case, Finding
+from aicache_tasks.reports.doctor.case import Case, Finding, Level
 from aicache_tasks.reports.wording import label, plural
 from aicache_tasks.signals import steers
 
@@ -26,14 +30,23 @@ MADE_UP: Final[Mapping[str, Any]] = {
     "dict": {"a": 1, "b": 2},
     "tuple": ["a", "b"],
     "set": ["a", "b"],
+    "frozenset": ["a", "b"],
+    "sequence": ["a", "b"],
+    "mapping": {"a": 1, "b": 2},
 }
 """Arguments by annotation, as a serializer delivers them; else a text."""
+AROUND: Final = ("optional", "union", "annotated", "none", "nonetype")
+"""Names in an annotation that say nothing of what is to be made up."""
+WORD: Final = re.compile(r"([A-Za-z_][\w.]*)(?=(?:\[([^\]]*))?)")
+"""A name in an annotation, and what follows it in brackets."""
 TEXT: Final = "a text that nobody wrote"
 MOST: Final = 5
 MARK: Final = "aicache-keys: "
 """Begins the probe's line, among all that the application prints."""
 RAISES: Final = "raises "
 """Begins what is said instead of a key, or of what `vary=` gives."""
+UNFIT: Final = "made-up arguments do not fit"
+"""Said instead of a key where an error names the text that was made up."""
 FEW: Final = ("1", "2")
 MORE: Final = ("3", "4", "5", "6", "7", "8")
 """Hash seeds: any two order every other set of two alike."""
@@ -43,23 +56,39 @@ QUICK_S: Final = 3.0
 
 def faults(case: Case) -> Iterator[Finding]:
     """Does each policy give keys in this process?"""
-    found = _faults(case)
-    fix = "Mend its cache=, or the environment here: without a key nothing is looked up, stored or invalidated."
+    fix = "Mend its cache=, or the settings here: without a key nothing is looked up, stored or invalidated."
+    yield from _keyless("fail", "has no keys in this process", _faults(case), fix)
+    fix = "Does it need what only a call has, such as a ContextVar? Else mend it, or the environment here."
+    yield from _keyless("warn", "has no keys outside of a call", _raising(case), fix)
+
+
+def _keyless(level: Level, what: str, found: Mapping[str, str], fix: str) -> Iterator[Finding]:
     for name in list(found)[:MOST]:
-        yield Finding("policies", "fail", f"{label(name)} has no keys in this process: {found[name]}", fix)
+        yield Finding("policies", level, f"{label(name)} {what}: {found[name]}", fix)
     if len(found) > MOST:
-        yield Finding("policies", "fail", f"no keys of {plural(len(found) - MOST, 'more task')} either", fix)
+        yield Finding("policies", level, f"the like of {plural(len(found) - MOST, 'more task')}", fix)
 
 
 def _faults(case: Case) -> dict[str, str]:
     """Return why no call of a task has a key, by its name, where that can be told without a call."""
-    told = {task.name: _fault(task, case.mine["tasks"][task.name]) for task in case.tasks}
-    return {name: fault for name, fault in sorted(told.items()) if fault}
+    told = {task.name: _fault(case.mine["tasks"][task.name]) for task in case.tasks}
+    return {name: fault for name, fault in told.items() if fault}
 
 
-def _fault(task: Any, told: Mapping[str, Any]) -> str:
+def _fault(told: Mapping[str, Any]) -> str:
     if "error" in told:
         return label(str(told["error"]), 200)
+    return f"vary= {told['vary']}" if told["vary"] == f"{RAISES}{KeyEncodingError.__name__}" else ""
+
+
+def _raising(case: Case) -> dict[str, str]:
+    """Return what of a task's policy raises here, by its name; a call may have what it needs."""
+    sound = [task for task in case.tasks if not _fault(case.mine["tasks"][task.name])]
+    told = {task.name: _raised(task, case.mine["tasks"][task.name]) for task in sound}
+    return {name: raised for name, raised in told.items() if raised}
+
+
+def _raised(task: Any, told: Mapping[str, Any]) -> str:
     policy = task.cache.policy
     asked = {"vary": str(told["vary"]), "tenant": _asked(policy.tenant, policy.tenant_of)}
     asked["tags"] = _asked(policy.tags, policy.tags_of)
@@ -73,7 +102,11 @@ def _asked(given: Any, ask: Callable[[Mapping[str, Any]], Any]) -> str:
 
 def keys(case: Case) -> Iterator[Finding]:
     """Do processes with other hash seeds make the same keys?"""
-    if case.probe is None or not case.tasks:
+    if not case.tasks:
+        return
+    if case.probe is None:
+        fix = "Run it as celery -A app aicache doctor."
+        yield Finding("keys", "warn", "not compared: how to run it in other processes cannot be told", fix)
         return
     made = _made(case)
     if None in made:
@@ -87,15 +120,22 @@ def keys(case: Case) -> Iterator[Finding]:
         fix = "Look for hash(), id(), a set's order, the time or a random number in vary=, tenant= and defaults."
         yield Finding("keys", "fail", f"another key in each process: {names}", fix)
         return
-    yield _alike(one, f"the same in {len(made)} processes with other hash seeds")
+    yield _alike(one, _raising(case), f"the same in {len(made)} processes with other hash seeds")
 
 
-def _alike(made: Mapping[str, Any], what: str) -> Finding:
-    raised = [f"{label(name)} {label(str(key))}" for name, key in made.items() if str(key).startswith(RAISES)]
-    if not raised:
-        return Finding("keys", "ok", what)
-    fix = "Does its task.cache.key() give one for real arguments? Else no call of it is cached."
-    return Finding("keys", "warn", f"{what}, but with made-up arguments {', '.join(raised[:MOST])}", fix)
+def _alike(made: Mapping[str, Any], known: Collection[str], what: str) -> Finding:
+    """Say so, and of which tasks no key could be made; those *known* to raise outside of a call are told of."""
+    raised = [f"{label(name)} {label(str(key))}" for name, key in made.items() if _is_raised(key) and name not in known]
+    if raised:
+        fix = "Does its task.cache.key() give one for real arguments? Else no call of it is cached."
+        return Finding("keys", "warn", f"{what}, but with made-up arguments {', '.join(raised[:MOST])}", fix)
+    unfit = [label(name) for name, key in made.items() if key == UNFIT]
+    but = f", but for {', '.join(unfit[:MOST])} ({UNFIT})" if unfit else ""
+    return Finding("keys", "ok", what + but)
+
+
+def _is_raised(key: Any) -> bool:
+    return str(key).startswith(RAISES)
 
 
 def _made(case: Case) -> list[dict[str, Any] | None]:
@@ -143,7 +183,7 @@ def _said(ask: Callable[[], Any]) -> str:
     except Exception as error:  # vary=, tenant= and tags= are the user's, and the arguments are not
         if steers(error):
             raise
-        return f"{RAISES}{type(error).__name__}"
+        return UNFIT if TEXT in str(error) else f"{RAISES}{type(error).__name__}"
 
 
 def _arguments(task: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -154,5 +194,22 @@ def _arguments(task: Any) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _made_up(annotation: Any) -> Any:
-    name = str(getattr(annotation, "__name__", annotation))  # an annotation may be a text
-    return MADE_UP.get(name.partition("[")[0].lower(), TEXT)
+    """Return what may be meant by *annotation*, of several types the first.
+
+    >>> [_made_up(one) for one in (list[str], int | None, "Optional[int]", "typing.Literal['a', 'b']", "Document")]
+    [['a', 'b'], 1, 1, 'a', 'a text that nobody wrote']
+    """
+    told = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    for dotted, literal in WORD.findall(told):
+        name = dotted.rpartition(".")[2].lower()
+        if name == "literal":
+            return _literal(literal)
+        if name not in AROUND:
+            return MADE_UP.get(name, TEXT)
+    return TEXT
+
+
+def _literal(told: str) -> Any:
+    with suppress(ValueError, SyntaxError):
+        return ast.literal_eval(f"({told},)")[0]
+    return TEXT

@@ -9,14 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from aicache_tasks.reports.doctor.case import UNREADABLE, Case, Finding, Level
+from aicache_tasks.reports.doctor.stability import RAISES
 from aicache_tasks.reports.wording import label, plural
 
 KEYED: Final = ("operation", "version", "ignore", "text_arg", "question_arg")
 """What of a policy decides about keys, and is told as it is."""
 DIGESTED: Final = ("vary", "tenant")
 """The same, told as a digest that `aicache_secret` keys."""
+ITS_OWN: Final = ("namespace", "url", "disabled", "digest")
+"""What of a worker decides about all its keys, and about where they are."""
+DEFAULT_PORT: Final = 6379
 MOST: Final = 5
 """Workers, and tasks of one, that are told of one by one."""
 MEND: Final = "Mend the settings there, or the task's cache=."
@@ -80,23 +85,31 @@ def policies(case: Case) -> Iterator[Finding]:
 
 def _policies(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
     """Yield in what *worker* differs from this process."""
-    if answer.get("namespace") != case.mine["namespace"]:
-        theirs, mine = label(str(answer.get("namespace"))), case.mine["namespace"]
+    if _has_another("namespace", case, answer):
+        theirs, mine = label(str(answer["namespace"])), case.mine["namespace"]
         fix = "Give both the same aicache_namespace."
         yield Finding("policies", "fail", f"{worker} has the namespace {theirs}, this process {mine}", fix)
-    if _place(answer) != _place(case.mine):
+    if _has_another("url", case, answer) and _where(_place(answer)) != _where(_place(case.mine)):
         fix = "If these are not two names of one server, give both the same aicache_url: they share no answer."
         said = f"{worker} has the cache at {_place(answer)}, this process at {_place(case.mine)}"
         yield Finding("policies", "warn", said, fix)
-    if answer.get("disabled") != case.mine["disabled"]:
+    if _has_another("disabled", case, answer):
         fix = "Unset AICACHE_DISABLED, or aicache_disabled, where it is not meant."
         yield Finding("policies", "warn", f"the cache is switched off in one of {worker} and this process", fix)
+    yield from _keys(case, worker, answer)
+
+
+def _keys(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
+    """Yield in what the keys of *worker* differ from this process's, or that it cannot be told."""
     yield from _uncompared(case, worker, answer["tasks"])
-    if answer.get("digest") != case.mine["digest"]:
+    if untold := sorted(_untold(case, answer)):
+        fix = "Finish the deploy: its version is another one, and of these nothing was compared."
+        yield Finding("policies", "warn", f"{worker} does not tell {', '.join(untold)}", fix)
+    if _has_another("digest", case, answer):
         fix = "Give both the same, as settings or in the environment: neither finds what the other stores."
         said = f"{worker} has another aicache_secret or aicache_hash than this process"
         yield Finding("policies", "fail", said, fix)
-    else:
+    elif "digest" in answer:
         yield from _otherwise_resolved(case, worker, answer)
     for field in KEYED:
         if differing := _differing(case, answer, field):
@@ -104,17 +117,56 @@ def _policies(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
             yield Finding("policies", "fail", f"{worker} has another {field} of {_listed(differing)}", fix)
 
 
+def _has_another(field: str, case: Case, answer: Answer) -> bool:
+    return field in answer and answer[field] != case.mine[field]
+
+
+def _untold(case: Case, answer: Answer) -> set[str]:
+    """Return what this process would tell and *answer* does not, of itself and of the tasks that both have."""
+    theirs = [answer["tasks"][name] for name in _both(case, answer)]
+    of_tasks = {field for told in theirs for field in (*KEYED, *DIGESTED) if field not in told}
+    return {field for field in ITS_OWN if field not in answer} | of_tasks
+
+
 def _otherwise_resolved(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
-    fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
     for field in DIGESTED:
-        if differing := _differing(case, answer, field):
-            said = f"{worker} resolves {field}= of {_listed(differing)} otherwise than this process"
-            yield Finding("vary" if field == "vary" else "policies", "fail", said, fix)
+        differing = _differing(case, answer, field)
+        raising = [name for name in differing if _raises(case.mine, name, field) or _raises(answer, name, field)]
+        check = "vary" if field == "vary" else "policies"
+        if resolved := [name for name in differing if name not in raising]:
+            fix = "Give both the same environment: what this process looks up or invalidates, workers never read."
+            said = f"{worker} resolves {field}= of {_listed(resolved)} otherwise than this process"
+            yield Finding(check, "fail", said, fix)
+        if raising:
+            fix = "Give both the same environment, unless it needs what only a call has, such as a ContextVar."
+            said = f"{field}= of {_listed(raising)} raises in one of {worker} and this process, outside of a call"
+            yield Finding(check, "warn", said, fix)
+
+
+def _raises(answer: Answer, task: str, field: str) -> bool:
+    return str(answer["tasks"][task].get(field)).startswith(RAISES)
 
 
 def _place(answer: Answer) -> str:
     """Return where the cache is, whoever logs in there."""
     return label(re.sub("//.*@", "//", str(answer.get("url") or "no server")), 200)
+
+
+def _where(place: str) -> tuple[str, int, str] | str:
+    """Return host, port and database, or socket and database, of a URL; another text as it is.
+
+    >>> _where("redis://cache") == _where("redis://Cache:6379/0?client_name=web") == ("cache", 6379, "0")
+    True
+    """
+    try:
+        parts = urlsplit(place)
+        host, port, given = parts.hostname or "", parts.port or DEFAULT_PORT, dict(parse_qsl(parts.query))
+    except ValueError:
+        return place
+    if not parts.scheme or parts.scheme == "memory":
+        return place
+    base = given.get("virtual_host", given.get("db", parts.path if host else "")).strip("/")
+    return host or parts.path, port, base or "0"
 
 
 def _uncompared(case: Case, worker: str, tasks: Mapping[str, Any]) -> Iterator[Finding]:
@@ -148,12 +200,18 @@ def _each(case: Case) -> dict[str, Answer]:
     return {name: answer for name, answer in case.replies.each.items() if _tells(answer)}
 
 
+def _both(case: Case, answer: Answer) -> list[str]:
+    """Return the tasks of which *answer* tells something that this process can compare."""
+    mine, theirs = case.mine["tasks"], answer["tasks"]
+    told = [name for name in sorted(mine) if isinstance(theirs.get(name), Mapping)]
+    return [name for name in told if not _is_fault(mine[name]) and not _is_fault(theirs[name])]
+
+
 def _differing(case: Case, answer: Answer, field: str) -> list[str]:
     """Return the tasks that both have, and of which *answer* has another *field* than this process."""
     mine, theirs = case.mine["tasks"], answer["tasks"]
-    told = [name for name in sorted(mine) if isinstance(theirs.get(name), Mapping)]
-    both = [name for name in told if not _is_fault(mine[name]) and not _is_fault(theirs[name])]
-    return [name for name in both if theirs[name].get(field) != mine[name].get(field)]
+    told = [name for name in _both(case, answer) if field in theirs[name]]
+    return [name for name in told if theirs[name][field] != mine[name][field]]
 
 
 def _listed(names: list[str]) -> str:
