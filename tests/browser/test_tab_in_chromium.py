@@ -15,6 +15,7 @@ from aicache_tasks.codec import encode_meta
 from aicache_tasks.prices import tokens_in
 from aicache_tasks.records import EntryMeta, Sample
 from aicache_tasks.reports import wording
+from aicache_tasks.rollup import WINDOWS_S
 from aicache_tasks.runtime import runtime_of
 from tests.browser.conftest import DESKTOP, PHONE, Lab, Opens, ago
 from tests.faults import eventually
@@ -340,7 +341,11 @@ class TestWhenSomethingIsWrong:
         page.route("**/aicache/data*", lambda route: route.abort())
         says(page, "#aic-status", r"Flower does not answer; figures from \d\d:\d\d UTC")
         assert page.is_visible("#aic-figures")
+        page.evaluate("getSelection().selectAllChildren(document.querySelector('.metric-value'))")
         page.unroute("**/aicache/data*")
+        says(page, "#aic-status", "Held while text is selected")
+        assert "status-dot-live" in page.get_attribute("#aic-dot", "class").split()
+        page.evaluate("getSelection().empty()")
         says(page, "#aic-status", "Live")
 
     def test_flower_wants_a_login_again(self, lab: Lab, opened: Opens) -> None:
@@ -369,6 +374,17 @@ class TestWhenSomethingIsWrong:
         list(alerts.changes(reader_of(strict).summaries))
         page = opened(lab.flower)
         says(page, "#aic-notes", r"warning slow operation of summarize: [\d.]+ ms, threshold 10 µs, since \d{4}-")
+
+    def test_damaged_records_are_not_taken_for_none(self, lab: Lab, opened: Opens) -> None:
+        count_up(lab.app, calls(20, [ago(1)], ["qa", "summarize"]))
+        keys = lab.reader.summaries.keys
+        with lab.server.client() as client:
+            client.hset(keys.totals, "qa", b"no record")
+            for key in (keys.records("qa", kind) for kind in WINDOWS_S):
+                client.hset(key, mapping=dict.fromkeys(client.hkeys(key), b"no record"))
+        page = opened(lab.flower, "?span=all&operation=qa")
+        says(page, "#aic-notes", "^1 record could not be read: see Entries set aside")
+        assert "Nothing was recorded" not in page.inner_text("#aic-notes")
 
     def test_what_the_hit_rate_hides_is_said(self, lab: Lab, opened: Opens) -> None:
         failed = Sample(ago(1), "summarize", "get", "error", "redis_connection_failed", 50_000_000)

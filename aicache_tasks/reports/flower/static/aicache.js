@@ -42,6 +42,7 @@ async function load(why = "") {
 }
 
 function take(document_) {
+  light(document_.state);
   if (shown && !chosen && selected()) { byId("aic-status").textContent = "Held while text is selected"; return; }
   shown = document_;
   received = Date.now();
@@ -113,9 +114,13 @@ function choices() {
 
 function status() {
   const old = fault(shown.state) && "at_s" in shown;
-  byId("aic-dot").className = `status-dot ${fault(shown.state) ? "status-dot-error" : paused ? "" : "status-dot-live"}`;
+  light(shown.state);
   byId("aic-status").textContent = paused ? "Paused" : old ? `As of ${clock(shown.at_s)} UTC` : fault(shown.state) ? "No figures" : "Live";
   if (!paused && !fault(shown.state)) byId("aic-status").textContent = `Live, ${clock(shown.at_s)} UTC`;
+}
+
+function light(state) {
+  byId("aic-dot").className = `status-dot ${fault(state) ? "status-dot-error" : paused ? "" : "status-dot-live"}`;
 }
 
 function unanswered(error) {

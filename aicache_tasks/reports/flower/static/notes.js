@@ -9,7 +9,7 @@ export function notes(element, shown) {
   const lines = (shown.alerts || []).map((alert) => h("li", { class: alert.level === "critical" ? "aic-problem" : "aic-warning" },
     h("strong", null, alert.level), " ", alert.alert.replaceAll("_", " "), alert.operation ? [" of ", name(alert.label)] : "",
     `: ${measured(alert.value, alert.unit)}, threshold ${measured(alert.threshold, alert.unit)}, since ${alert.since.slice(0, 16).replace("T", " ")} UTC`));
-  if (shown.total) lines.push(...nothing(shown), ...troubles(shown.total.counts));
+  if (shown.total) lines.push(...nothing(shown), ...troubles(shown.total.counts), ...damaged(shown.total.damaged_records));
   if (shown.switched_off) lines.push(h("li", { class: "aic-warning" }, prose(shown.switched_off_by === "cache_mode"
     ? "The cache is switched off for all, and every call runs its body: `cache_mode off`. `celery -A app control cache_mode on` switches it on."
     : "The cache is switched off for this process: `aicache_disabled`.")));
@@ -21,9 +21,9 @@ export function notes(element, shown) {
 }
 
 function nothing({ operation, names, total, all_time: ever }) {
-  if (!operation || Object.keys(total.counts).length) return [];
+  if (!operation || Object.keys(total.counts).length || total.damaged_records) return [];
   const label = names.find((one) => one.operation === operation).label;
-  return [h("li", { class: "aic-info" }, "Nothing was recorded of ", name(label), Object.keys(ever.counts).length ? " in this span." : ".")];
+  return [h("li", { class: "aic-info" }, "Nothing was recorded of ", name(label), Object.keys(ever.counts).length || ever.damaged_records ? " in this span." : ".")];
 }
 
 // What the hit rate hides: calls that the server did not answer, and answers that it did not take.
@@ -37,5 +37,8 @@ function troubles(counts) {
     return [h("li", { class: "aic-warning" }, `${number(all)} ${thing}${all === 1 ? "" : "s"} ${text}`, why, reasons.length > MOST_REASONS ? " …" : "")];
   });
 }
+
+const damaged = (records) => (!records ? [] : [h("li", { class: "aic-warning" },
+  `${number(records)} record${records === 1 ? "" : "s"} could not be read: see Entries set aside in docs/operations.md`)]);
 
 const printable = (text) => text.replace(/[^ -~]/g, "?").slice(0, 48);
