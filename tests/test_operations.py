@@ -315,7 +315,12 @@ class TestReplies:
 
     @pytest.mark.parametrize(
         ("text", "question"),
-        [(TEXT, "Does the text mention the mayor?"), (f"{TEXT} The text does not mention the mayor.", "Who is he?")],
+        [
+            (TEXT, "Does the text mention the mayor?"),
+            (TEXT, "What does the contract leave out?"),
+            (TEXT, "What does the contract not cover?"),
+            (f"{TEXT} The text does not mention the mayor.", "Who is he?"),
+        ],
     )
     def test_what_a_text_does_not_say_can_be_an_answer(self, text: str, question: str) -> None:
         completion = Completion("The text does not mention the mayor.", None, "m", "stop")
@@ -370,6 +375,9 @@ class TestReplies:
             ("It looks like you haven't provided any text.", "stop", RefusedReply),
             ("I apologize, but there is no text to work with.", "stop", RefusedReply),
             ("The text between the tags appears to be empty.", "stop", RefusedReply),
+            ("There is no text here to summarize.", "stop", RefusedReply),
+            ("No text was provided to summarize.", "stop", RefusedReply),
+            ("As an AI developed by a company, I cannot judge this.", "stop", RefusedReply),
         ],
     )
     def test_a_failed_truncated_empty_or_refused_reply_is_an_error(
@@ -403,6 +411,11 @@ class TestReplies:
             "The text is missing a page, the scholar says.",
             "Please send the text of the law to your friends, the pope wrote.",
             "Please provide food, the mayor said.",
+            "No text within the agreement protected the workers.",
+            "No text here is cheerful.",
+            "No text was provided to the press, the editor said.",
+            "I'm an AI researcher, the author writes, and I can't predict the demand.",
+            "I cannot help but admire the town, the author writes.",
         ],
     )
     def test_a_summary_about_sad_things_is_no_refusal(self, reply: str) -> None:

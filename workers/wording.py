@@ -36,9 +36,13 @@ _BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 _QUOTED_CHARS: Final = 40
 _OPENING_CHARS: Final = 400
+_MODEL: Final = (
+    r"(?:ai(?: (?:assistant|(?:language )?model))?|(?:large )?language model)"
+    r"(?=\s*(?:[,.;:]|$)| (?:i|and|so|that|without|designed|developed|created|made|trained)\b)"
+)
 _SORRY: Final = (
     r"(?:i['’]?m (?:\w+ )?sorry|i am (?:\w+ )?sorry|sorry|i apologi[sz]e|(?:my )?apologies|unfortunately|regrettably"
-    r"|(?:as|i(?:['’]m| am)(?: just| only)?) an? (?:ai|(?:large )?language model))\b"
+    rf"|(?:as|i(?:['’]m| am)(?: just| only)?) an? {_MODEL})\b"
 )
 _CANNOT: Final = (
     r"\bi(?:['’]m| am)? ?(?:can(?:not| not|['’]t)|unable to|(?:won['’]t|will not)(?: be able to)?"
@@ -63,9 +67,11 @@ _POLITE: Final = (
     r"(?:it (?:seems|looks|appears)(?: like| that| as (?:if|though))? )?"
 )
 _MATERIAL: Final = r"(?:(?:the|your|any|an?|some) )?(?:\w+ )?(?:text|article|passage)\b"
+_WORK: Final = r"to (?:be )?(?:summari|analy|process|work|judge|extract|answer)"
 _HERE: Final = (
-    r"(?:here\b|provided\b(?! by)|between\b|within\b|inside\b|in (?:your|the (?:message|prompt|request|tags?))\b"
-    r"|(?:for me )?to (?:be )?(?:summari|analy|process|work|judge|extract|answer))"
+    rf"(?:here(?=\s*(?:[.,;!?]|$)| to\b)|provided\b(?! by\b|(?! {_WORK}) to\b)"
+    rf"|(?:in|between|within|inside) (?:your|(?:the|these|those) (?:two )?(?:message|prompt|request|tags?))\b"
+    rf"|(?:for me )?{_WORK})"
 )
 _BEFORE_ME: Final = (
     r"(?:\s*(?:[.;!?:]|$)|, (?:so|but|and|please|could)\b"
@@ -80,7 +86,7 @@ _REFUSALS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"{_SORRY}[^.]{{0,80}}?{_CANNOT}",
-        rf"{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b",
+        rf"{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b(?! but\b)",
         rf"{_AFRAID}{_CANNOT} {_VERB} {_ASKED}",
         rf"i(?:['’]m not| am not| do not feel| don['’]t feel) comfortable (?:with )?\w+ing {_ASKED}",
         rf"{_SORRY}[^.]{{0,40}}?\b{_THE_REQUEST} {_VIOLATES}",
@@ -112,7 +118,8 @@ _UNANSWERED: Final = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_TEXT: Final = re.compile(
-    r"\b(?:texts?|passages?|articles?|author|writer|mention\w*|stated|omit\w*|it (?:say|state|tell|explain))\b",
+    r"\b(?:texts?|passages?|articles?|author|writer|mention\w*|stated|omit\w*|left out|leav\w* out|missing"
+    r"|what do(?:es)? .*not|it (?:say|state|tell|explain))\b",
     re.IGNORECASE,
 )
 
