@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -120,6 +121,29 @@ class TestACallWithoutAKey:
             "ok",
             "the same in 8 processes with other hash seeds, but for shop.task (made-up arguments do not fit)",
         )
+
+    @pytest.mark.parametrize("annotation", [inspect.Parameter.empty, "datetime", "Document", Any], ids=str)
+    @pytest.mark.parametrize(
+        ("vary", "level"),
+        [
+            (lambda given: given["what"].year, "ok"),
+            (lambda given: given["what"]["title"], "ok"),
+            (lambda given: given["what"] + 1, "ok"),
+            (lambda given: object(), "warn"),
+            (lambda given: given["nosuch"], "warn"),
+        ],
+        ids=["attribute", "item", "number", "no key", "no parameter"],
+    )
+    def test_is_no_warning_where_nobody_can_know_what_fits(
+        self, valkey: EmbeddedServer, annotation: Any, vary: Callable[..., Any], level: str
+    ) -> None:
+        def body(what: Any) -> None: ...
+
+        body.__annotations__["what"] = annotation
+        app = make_app(valkey.url)
+        task = app.task(base=CachedTask, name="shop.task", cache=CachePolicy(vary=vary), shared=False)(body)
+        finding = one(app, stability.keys, probe=printing(stability.keys_of([task])))
+        assert finding.level == level
 
     def test_is_a_warning_where_its_parameter_is_not_there(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)

@@ -22,7 +22,9 @@ from aicache_tasks.reports.doctor.case import Case, Finding, Level
 from aicache_tasks.reports.wording import label, plural
 from aicache_tasks.signals import steers
 
+TEXT: Final = "a text that nobody wrote"
 MADE_UP: Final[Mapping[str, Any]] = {
+    "str": TEXT,
     "int": 1,
     "float": 1.5,
     "bool": True,
@@ -39,14 +41,15 @@ AROUND: Final = ("optional", "union", "annotated", "none", "nonetype")
 """Names in an annotation that say nothing of what is to be made up."""
 WORD: Final = re.compile(r"([A-Za-z_][\w.]*)(?=(?:\[([^\]]*))?)")
 """A name in an annotation, and what follows it in brackets."""
-TEXT: Final = "a text that nobody wrote"
 MOST: Final = 5
 MARK: Final = "aicache-keys: "
 """Begins the probe's line, among all that the application prints."""
 RAISES: Final = "raises "
 """Begins what is said instead of a key, or of what `vary=` gives."""
 UNFIT: Final = "made-up arguments do not fit"
-"""Said instead of a key where an error names the text that was made up."""
+"""Said instead of a key where an error may be of the arguments."""
+UNFITTING: Final = (TypeError, ValueError, AttributeError)
+"""What an argument of another type than was guessed makes a policy raise. A missing parameter is a KeyError."""
 FEW: Final = ("1", "2")
 MORE: Final = ("3", "4", "5", "6", "7", "8")
 """Hash seeds: any two order every other set of two alike."""
@@ -168,7 +171,24 @@ def told_by(text: str) -> dict[str, Any] | None:
 
 def keys_of(tasks: list[Any]) -> dict[str, str]:
     """Return the key of a call of each task with made-up arguments; where these do not fit, what it raises."""
-    return {task.name: _said(partial(_key, task)) for task in tasks}
+    return {task.name: _told(task) for task in tasks}
+
+
+def _told(task: Any) -> str:
+    try:
+        return _key(task)
+    except Exception as error:  # the policy is the user's
+        if steers(error):
+            raise
+        return UNFIT if _may_be_unfit(error, task) else f"{RAISES}{type(error).__name__}"
+
+
+def _may_be_unfit(error: Exception, task: Any) -> bool:
+    """Say whether *error* may be of the arguments that were made up, and not of the policy."""
+    if TEXT in str(error):
+        return True
+    guessed = any(_made_up(each.annotation, None) is None for each in _needed(task))
+    return guessed and isinstance(error, UNFITTING) and not isinstance(error, KeyEncodingError)
 
 
 def _key(task: Any) -> str:
@@ -180,21 +200,28 @@ def _said(ask: Callable[[], Any]) -> str:
     """Return what *ask* returns, or which error it raises."""
     try:
         return str(ask())
-    except Exception as error:  # vary=, tenant= and tags= are the user's, and the arguments are not
+    except Exception as error:  # vary=, tenant= and tags= are the user's
         if steers(error):
             raise
-        return UNFIT if TEXT in str(error) else f"{RAISES}{type(error).__name__}"
+        return f"{RAISES}{type(error).__name__}"
 
 
 def _arguments(task: Any) -> tuple[list[Any], dict[str, Any]]:
-    needed = [each for each in inspect.signature(task.run).parameters.values() if each.default is each.empty]
+    needed = _needed(task)
     by_place = [_made_up(each.annotation) for each in needed if each.kind is each.POSITIONAL_ONLY]
-    by_name = [each for each in needed if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    by_name = [each for each in needed if each.kind is not each.POSITIONAL_ONLY]
     return by_place, {each.name: _made_up(each.annotation) for each in by_name}
 
 
-def _made_up(annotation: Any) -> Any:
-    """Return what may be meant by *annotation*, of several types the first.
+def _needed(task: Any) -> list[inspect.Parameter]:
+    """Return the parameters that each call has to give."""
+    parameters = inspect.signature(task.run).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each for each in parameters if each.default is each.empty and each.kind not in several]
+
+
+def _made_up(annotation: Any, unknown: str | None = TEXT) -> Any:
+    """Return what may be meant by *annotation*, of several types the first; *unknown* if it is none of `MADE_UP`.
 
     >>> [_made_up(one) for one in (list[str], int | None, "Optional[int]", "typing.Literal['a', 'b']", "Document")]
     [['a', 'b'], 1, 1, 'a', 'a text that nobody wrote']
@@ -203,13 +230,13 @@ def _made_up(annotation: Any) -> Any:
     for dotted, literal in WORD.findall(told):
         name = dotted.rpartition(".")[2].lower()
         if name == "literal":
-            return _literal(literal)
+            return _literal(literal) or unknown
         if name not in AROUND:
-            return MADE_UP.get(name, TEXT)
-    return TEXT
+            return MADE_UP.get(name, unknown)
+    return unknown
 
 
 def _literal(told: str) -> Any:
     with suppress(ValueError, SyntaxError):
         return ast.literal_eval(f"({told},)")[0]
-    return TEXT
+    return None

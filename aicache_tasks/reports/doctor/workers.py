@@ -103,7 +103,7 @@ def _keys(case: Case, worker: str, answer: Answer) -> Iterator[Finding]:
     """Yield in what the keys of *worker* differ from this process's, or that it cannot be told."""
     yield from _uncompared(case, worker, answer["tasks"])
     if untold := sorted(_untold(case, answer)):
-        fix = "Finish the deploy: its version is another one, and of these nothing was compared."
+        fix = "Finish the deploy: of these nothing was compared, nor of vary= and tenant= without the digest."
         yield Finding("policies", "warn", f"{worker} does not tell {', '.join(untold)}", fix)
     if _has_another("digest", case, answer):
         fix = "Give both the same, as settings or in the environment: neither finds what the other stores."
