@@ -23,6 +23,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -105,6 +106,8 @@ def _interruptible(ctx: click.Context) -> Iterator[None]:
 @contextmanager
 def _written(ctx: click.Context) -> Iterator[None]:
     """Write out what the block said on stdout, also where it ends with an exit code of its own."""
+    if sys.stdout is None:  # closed, as by ``>&-``
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     try:
         try:
             yield
