@@ -201,3 +201,5 @@ class TestDamaged:
         assert [(f.level, f.what) for f in found_by_doctor(app, records.inbox)][1:] == [
             ("warn", "1 record of lifetime totals cannot be read")
         ]
+        count_up(app, calls(20, [time.time()], ["shout"]))
+        assert [f.level for f in found_by_doctor(app, records.inbox)] == ["ok"], "it is set aside and begun anew"

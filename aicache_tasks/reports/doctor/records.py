@@ -62,6 +62,7 @@ def inbox(case: Case) -> Iterator[Finding]:
     if case.live.waiting.undecodable:
         fix = "Were they written by a newer version? The roll-up sets them aside."
         yield Finding("inbox", "warn", f"{plural(case.live.waiting.undecodable, 'batch')} cannot be read", fix)
+    # What concerns no operation also counts the records that were set aside: they are mended.
     if damaged := sum(record.damaged for operation, record in case.live.totals.items() if operation):
         fix = "The next roll-up sets them aside and begins them anew: see Entries set aside in docs/operations.md."
         yield Finding("inbox", "warn", f"{plural(damaged, 'record')} of lifetime totals cannot be read", fix)
