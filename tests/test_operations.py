@@ -290,6 +290,17 @@ class TestReplies:
             "This question cannot be answered from the text.",
             "There is no information about that in the text.",
             "It is not stated in the text when it closed",
+            "The day is not mentioned in the text.",
+            "The answer isn't in the text.",
+            "The answer can't be found in the text.",
+            "Not specified in the text.",
+            "The article does not mention the day.",
+            "The document you shared doesn't specify it.",
+            "The text you provided does not mention the U.S. owner of 3.5 mills.",
+            "The text does not mention the day. It only covers the month.",
+            "It cannot be determined from the text when it closed.",
+            "I cannot find the answer in the text.",
+            "I don't know.",
         ],
     )
     def test_a_question_without_an_answer_is_marked_and_not_complete(self, reply: str) -> None:
@@ -308,6 +319,10 @@ class TestReplies:
             "The answer is not far: in May.",
             "There is no mill in May.",
             "It was not provided to anybody.",
+            "It was not mentioned in the text of the treaty.",
+            "I cannot find my way, he said.",
+            "The text does not mention the day. It closed in May.",
+            f"The text does not mention the day{' of it' * 100}.",
         ],
     )
     def test_an_answer_that_says_more_than_that_there_is_none_is_one(self, reply: str) -> None:
@@ -325,6 +340,11 @@ class TestReplies:
     def test_what_a_text_does_not_say_can_be_an_answer(self, text: str, question: str) -> None:
         completion = Completion("The text does not mention the mayor.", None, "m", "stop")
         assert is_complete(make_response(make_request("qa", text, question), completion, "stub"))
+
+    def test_what_an_article_does_not_say_of_which_the_text_tells_is_an_answer(self) -> None:
+        request = make_request("qa", f"{TEXT} The article is an obituary.", "Why was he angry?")
+        reply = "The article does not mention his son."
+        assert make_response(request, Completion(reply, None, "m", "stop"), "stub")["result"] == reply
 
     @pytest.mark.parametrize("operation", PROMPT_VERSIONS)
     @pytest.mark.parametrize(
@@ -496,6 +516,7 @@ class TestReplies:
             ("The text does not ", "ly", "x"),
             ("The text does not say ", "only the text ", ";"),
             ("It is not said ", "the text ", ";"),
+            ("The U.S. ", "is not ", "in the text;"),
             ("I'd be happy to ", "help ", "x"),
             ("", "<|", ""),
             ("", "<s>", ""),

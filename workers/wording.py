@@ -100,21 +100,35 @@ _REFUSALS: Final = tuple(
     )
 )
 
-_TEXT: Final = r"(?:the|this) (?:(?:provided|given) )?(?:text|passage)(?: (?:provided|given))?"
+_NAMES: Final = ("passage", "article", "document", "context", "excerpt")
+"""What a model calls the text, and a text may speak of another of."""
+_TEXT: Final = (
+    rf"(?:the|this|your) (?:(?:provided|given) )?(?:text|{'|'.join(_NAMES)})\b(?! of\b)"
+    r"(?: (?:(?:that )?you )?(?:provided|given|gave|shared))?"
+)
 _KNOWN: Final = (
     r"(?:an? |any |the |enough |sufficient )?(?:\w+ )?(?:answers?|information|details?|mention|indication)\b"
 )
-_TOLD: Final = r"(?:answered|stated|mentioned|specified|given|provided|found|said)"
+_TOLD: Final = (
+    r"(?:answered|stated|mentioned|specified|given|provided|found|said|determined|inferred|discussed|covered|included)"
+)
+_IS_NOT: Final = r"(?:(?:is|are|was|were|can) ?not|(?:is|are|was|were)n['’]t|can['’]t)(?: be)?"
+_BODY: Final = r"(?:[^.;:!?]|\.(?=\w)|(?<=\b\w)\.)"
+"""A sentence's; the dots of "3.5" and "U.S." end none."""
 _UNANSWERED: Final = re.compile(
     r"(?:(?:i(?:['’]m| am) )?sorry,? (?:but )?|unfortunately,? )?"
-    r"(?:(?:based on|according to|from) (?:the|this) (?:\w+ )?(?:text|passage),? )?"
+    rf"(?:(?:based on|according to|from) {_TEXT},? )?"
     rf"(?:{_TEXT} {_NOT} (?!only\b)(?:\w+ly )?(?:(?:answer|address|say|state|mention|specify|indicate|tell|explain)\b"
     rf"|(?:provide|contain|give|include|offer|have) {_KNOWN})"
     rf"|{_TEXT} (?:provides|contains|gives|includes|offers|has|makes) no {_KNOWN}"
-    rf"|(?:it|(?:the|this|that|your) (?:question|answer)) (?:is not|isn['’]t|cannot be|can['’]t be) (?:\w+ly )?{_TOLD}"
-    r"(?= (?:[^.;:]* )?(?:text|passage)\b)"
-    rf"|there is no {_KNOWN}(?= (?:[^.;:]* )?(?:text|passage)\b))"
-    r"(?!.*\b(?:but|however|although|though|only|instead|except|while|whereas|rather)\b)[^.;:!?]*+[.!]?",
+    rf"|(?:{_BODY}{{1,60}}? {_IS_NOT}|not) (?:\w+ly )?(?:{_TOLD} (?:in|by|from)|in) {_TEXT}"
+    rf"|it {_IS_NOT} (?:\w+ly )?{_TOLD}(?= {_BODY}*\b{_TEXT})"
+    rf"|there is no {_KNOWN}(?= {_BODY}*\b{_TEXT})"
+    rf"|i(?:['’]m| am)? (?:can(?:not|['’]t| not)|could(?: not|n['’]t)|unable to|not able to|do not|don['’]t)"
+    rf" (?:find|see|determine|tell|answer|know)\b(?= {_BODY}*\b{_TEXT})"
+    r"|i (?:do not|don['’]t) know\b)"
+    rf"(?!{_BODY}*\b(?:but|however|although|though|only|instead|except|while|whereas|rather)\b){_BODY}*+[.!]?"
+    rf"(?: (?:it|{_TEXT}) (?:only |mainly )?(?:covers|discusses|focuses on|deals with|is about) {_BODY}*+[.!]?)?",
     re.IGNORECASE,
 )
 _ABOUT_TEXT: Final = re.compile(
@@ -154,8 +168,8 @@ def shown_chars(text: str) -> int:
 def says_no_answer(reply: str, question: str = "", text: str = "") -> bool:
     r"""Return whether *reply* says, by the word or in a sentence, that *text* does not answer *question*.
 
-    A sentence counts where it is all there is and holds no "but". It is an answer to a question about what a text says,
-    and where it is a quotation.
+    A sentence counts where it is all there is, but for one on what the text is about, and holds no "but". It is an
+    answer to a question about what a text says, and where it is a quotation.
 
     >>> [says_no_answer(reply) for reply in ("The text does not say. No\\_Answer", "No answer.", "No answer came.")]
     [True, True, False]
@@ -167,7 +181,14 @@ def says_no_answer(reply: str, question: str = "", text: str = "") -> bool:
     if word in said or "".join(filter(str.isalnum, said)) == word.replace("_", ""):
         return True
     plain = reply.strip('*_"“” \n')
-    return bool(_UNANSWERED.fullmatch(plain)) and not (_ABOUT_TEXT.search(question) or _is_quoted(plain, text))
+    return len(plain) <= _OPENING_CHARS and _is_about_all(plain, text) and not _ABOUT_TEXT.search(question)
+
+
+def _is_about_all(plain: str, text: str) -> bool:
+    """Return whether *plain* says that *text* has no answer, and not that an article has none of which it tells."""
+    if not _UNANSWERED.fullmatch(plain) or _is_quoted(plain, text):
+        return False
+    return not any(name in plain.casefold() and name in text.casefold() for name in _NAMES)
 
 
 def is_refusal(reply: str, text: str) -> bool:
