@@ -274,11 +274,27 @@ def drip_headers(handler: Handler) -> None:
         handler.wfile.write(b"a")
 
 
-def drip_error(handler: Handler) -> None:
-    """Send the body of an error one byte at a time, for ever."""
-    handler.begin(10**9, 500)
-    while not handler.provider.wait(0.05):
-        handler.wfile.write(b" ")
+def drip_error(status: int) -> Behaviour:
+    """Send the body of an error with *status* one byte at a time, for ever."""
+
+    def behave(handler: Handler) -> None:
+        handler.begin(10**9, status)
+        while not handler.provider.wait(0.05):
+            handler.wfile.write(b" ")
+
+    behave.__name__ = f"drip_error_{status}"  # it is a test's id
+    return behave
+
+
+def cut_error(status: int, headers: Mapping[str, str] | None = None) -> Behaviour:
+    """Close in the middle of the body of an error with *status*."""
+
+    def behave(handler: Handler) -> None:
+        handler.begin(100, status, headers=headers)
+        handler.wfile.write(b"{")
+        handler.close_connection = True
+
+    return behave
 
 
 def flood(handler: Handler) -> None:

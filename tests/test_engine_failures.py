@@ -39,7 +39,7 @@ SECRET = "Zanzibar-4711"
 KEY = "sk-stub-0815"
 REFUSAL = f"I'm sorry, I cannot help: {SECRET}"
 TIMEOUT_S = 0.5
-"""Of the failures that end by time; all else has long enough on a busy machine."""
+"""Of the failures that end by time."""
 
 
 class Failure(NamedTuple):
@@ -49,6 +49,8 @@ class Failure(NamedTuple):
     behaviour: Behaviour
     error: type[EngineError]
     requests: int = 1
+    timeout_s: float = 20
+    """Long enough on a busy machine."""
 
 
 FAILURES = [
@@ -72,10 +74,12 @@ FAILURES = [
     Failure("page of megabytes", stub.raw(b"<" * 5_000_000, "text/html", status=503), Unavailable, 2),
     Failure("closed without a word", stub.refuse, Unavailable, 2),
     Failure("cut in the body", stub.cut, Unavailable, 2),
-    Failure("silence", stub.delay(30), TimedOut),
-    Failure("dripping headers", stub.drip_headers, TimedOut),
-    Failure("dripping body", stub.drip, TimedOut),
-    Failure("dripping error", stub.drip_error, TimedOut),
+    Failure("silence", stub.delay(30), TimedOut, timeout_s=TIMEOUT_S),
+    Failure("dripping headers", stub.drip_headers, TimedOut, timeout_s=TIMEOUT_S),
+    Failure("dripping body", stub.drip, TimedOut, timeout_s=TIMEOUT_S),
+    Failure("dripping error", stub.drip_error(400), RejectedRequest, timeout_s=TIMEOUT_S),
+    Failure("rate limit cut in the body", stub.cut_error(429, {"Retry-After": "60"}), RateLimited),
+    Failure("refusal cut in the body", stub.cut_error(400), RejectedRequest),
     Failure("endless body", stub.flood, UnparsableReply),
     Failure("compressed unasked", stub.raw(b"\x1f\x8b", headers={"Content-Encoding": "gzip"}), UnparsableReply),
     Failure("page of HTML", stub.raw(f"<html>{SECRET}</html>".encode(), "text/html"), UnparsableReply),
@@ -206,8 +210,7 @@ def test_a_failing_server_gives_the_right_error_and_nothing_is_kept(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     served.always = failure.behaviour
-    timeout_s = TIMEOUT_S if failure.error is TimedOut else 20
-    with changed(timeout_s=timeout_s, retries=1), pytest.raises(failure.error) as caught:
+    with changed(timeout_s=failure.timeout_s, retries=1), pytest.raises(failure.error) as caught:
         call(operation)
     assert type(caught.value) is failure.error
     assert len(served.asked) == failure.requests

@@ -610,7 +610,7 @@ class TestRetries:
 
 class TestDeadline:
     @pytest.mark.parametrize(
-        "behaviour", [stub.delay(30), stub.drip, stub.drip_headers, stub.drip_error, stub.error(500)]
+        "behaviour", [stub.delay(30), stub.drip, stub.drip_headers, stub.drip_error(500), stub.error(500)]
     )
     def test_all_attempts_together_end_at_it(
         self,

@@ -162,10 +162,10 @@ def _is_compressed(response: httpx2.Response) -> bool:
 
 
 def _error_body(response: httpx2.Response) -> bytes:
-    """Return what an error says, nothing where that cannot be read: its status says the most."""
+    """Return what an error says, nothing where that cannot be read, or not in time: its status says the most."""
     try:
         return b"" if _is_compressed(response) else response.read()
-    except UnreadableReply:
+    except (UnreadableReply, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
         return b""
     finally:
         response.close()
