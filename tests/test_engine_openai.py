@@ -915,6 +915,10 @@ class TestReply:
             "[THINK]Let me see.[/THINK]",
             "<thought>Let me see.</thought>\n",
             "◁think▷Let me see.◁/think▷",
+            "<thoughts>Let me see.</thoughts>",
+            "<reasoning>Let me see.</reasoning>\n",
+            "<seed:think>Let me see.</seed:think>",
+            "analysisThe user wants a summary.assistantfinal",
             "Okay, the user wants a summary.\n</think>\n\n",
             "Okay.</think>\r\n",
             "<think>It says <think>so</think> there.\n</think>\n",
@@ -923,6 +927,11 @@ class TestReply:
     )
     def test_thoughts_before_an_answer_are_no_part_of_it(self, thoughts: str) -> None:
         assert self.text_of(f"{thoughts}It rained.") == "It rained."
+
+    def test_an_answer_in_a_tag_of_its_own_is_taken_out_of_it(self) -> None:
+        assert self.text_of("<think>Hm.</think>\n<answer>\nIt rained.\n</answer>") == "It rained."
+        for text in ("Between <answer> and </answer>", "<answer>Rain</answer> or <answer>snow</answer>"):
+            assert self.text_of(text) == text
 
     @pytest.mark.parametrize(
         "text",

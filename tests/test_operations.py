@@ -229,7 +229,9 @@ class TestReplies:
         with pytest.raises(UnparsableReply):
             answered(operation, reply.format(operation.replace("_", " ").capitalize()))
 
-    @pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "```\n{}\n```", "\n {} \n"])
+    @pytest.mark.parametrize(
+        "form", ["{}", "```json\n{}\n```", "```\n{}\n```", "\n {} \n", "Here it is: {}", "{}\nIt is sad."]
+    )
     def test_a_sentiment_is_read_from_json_plain_or_fenced(self, form: str) -> None:
         reply = form.replace("{}", json.dumps({**MOOD, "sentiment": " Negative"}))
         assert answered("sentiment", reply)["sentiment"] == MOOD
@@ -243,6 +245,8 @@ class TestReplies:
             "{",
             "[" * 5000,
             json.dumps({}),
+            json.dumps([MOOD]),
+            json.dumps(MOOD) + json.dumps({**MOOD, "sentiment": "mixed"}),
             *(
                 json.dumps({**MOOD, **wrong})
                 for wrong in (
@@ -397,6 +401,15 @@ class TestReplies:
             ("The text between the tags appears to be empty.", "stop", RefusedReply),
             ("There is no text here to summarize.", "stop", RefusedReply),
             ("No text was provided to summarize.", "stop", RefusedReply),
+            ("1. I'm sorry, but I cannot help with that.", "stop", RefusedReply),
+            ("Sure, I can help with that. Please provide the text you want summarized.", "stop", RefusedReply),
+            ("I notice that you haven't included any text to summarize.", "stop", RefusedReply),
+            ("I need the text in order to summarize it. Please share it.", "stop", RefusedReply),
+            ("I appreciate your question, but I can't help with that.", "stop", RefusedReply),
+            ("Thank you for your message, but I'm not able to summarize this content.", "stop", RefusedReply),
+            ("I understand you want a summary, but I cannot provide one.", "stop", RefusedReply),
+            ("I don't have access to external files, so I cannot summarize the text.", "stop", RefusedReply),
+            ("[/INST] The mill closed.", "stop", UnparsableReply),
             ("As an AI developed by a company, I cannot judge this.", "stop", RefusedReply),
         ],
     )
@@ -431,6 +444,9 @@ class TestReplies:
             "The text is missing a page, the scholar says.",
             "Please send the text of the law to your friends, the pope wrote.",
             "Please provide food, the mayor said.",
+            "I appreciate the silence, but I cannot sleep, the widow writes.",
+            "I need the text of the will, the widow writes.",
+            "I understand the mill closed, and I cannot forget it, a worker writes.",
             "No text within the agreement protected the workers.",
             "No text here is cheerful.",
             "No text was provided to the press, the editor said.",
@@ -516,7 +532,6 @@ class TestReplies:
             ("The text does not ", "ly", "x"),
             ("The text does not say ", "only the text ", ";"),
             ("It is not said ", "the text ", ";"),
-            ("The U.S. ", "is not ", "in the text;"),
             ("I'd be happy to ", "help ", "x"),
             ("", "<|", ""),
             ("", "<s>", ""),
@@ -524,6 +539,10 @@ class TestReplies:
             ("", "**1. ", "x"),
             ("**", "x", "\n- x"),
             ("# ", " ", "1."),
+            ("analysis", "assistantfina", ""),
+            ("", "<answer>", ""),
+            ("I appreciate ", "it, but ", "x"),
+            ("", "{", ""),
             ("", "x:\n", ""),
             ("", "-*_=", "x"),
             ('{"sentiment": ', "[", ""),
@@ -539,9 +558,18 @@ class TestReplies:
 
         assert took_s(40_000) < 8 * took_s(10_000) + 0.02
 
+    @pytest.mark.parametrize("start", ["", "sorry, but ", "I appreciate ", "The text does not say ", "It is not said "])
+    @pytest.mark.parametrize(
+        "repeated", ["U.", "U. ", "it, but ", "is not ", "in the text ", "i can't ", "i do not know "]
+    )
+    def test_an_opening_of_any_words_is_read_at_once(self, start: str, repeated: str) -> None:
+        completion = Completion((start + repeated * 200)[:399] + ";", None, "m", "stop")
+        assert min(self.reading_s("qa", completion, b"{}") for _ in range(3)) < 0.1
+
     def reading_s(self, operation: str, completion: Completion, body: bytes) -> float:
         request, began = request_for(operation), time.thread_time()
-        completion_of(operation, "m", body)
+        with contextlib.suppress(EngineError):
+            completion_of(operation, "m", body)
         with contextlib.suppress(EngineError):
             make_response(request, completion, "stub")
         return time.thread_time() - began

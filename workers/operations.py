@@ -33,7 +33,6 @@ from workers.wording import (
     lines_of,
     says_no_answer,
     shown_chars,
-    without_fence,
 )
 
 MIN_TEXT_CHARS: Final = 10
@@ -103,6 +102,9 @@ _SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 _HEADERS: Final = {"key_points": "key points", "questions": "questions"}
+
+
+_JSON: Final = json.JSONDecoder()
 
 
 class InputError(ValueError):
@@ -291,17 +293,26 @@ def _parse_lines(request: EngineRequest, reply: str) -> list[str]:
 
 
 def _parse_sentiment(request: EngineRequest, reply: str) -> dict[str, Any]:
-    try:
-        found = json.loads(without_fence(reply))
-    except (ValueError, RecursionError):
-        raise UnparsableReply(request.operation, "not JSON") from None
-    if not isinstance(found, dict):
-        raise UnparsableReply(request.operation, "not a JSON object")
+    found = _object_in(request.operation, reply)
     return {
         "sentiment": _label(request.operation, found.get("sentiment")),
         "confidence": _confidence(request.operation, found.get("confidence")),
         "explanation": _explanation(request, found.get("explanation")),
     }
+
+
+def _object_in(operation: str, reply: str) -> dict[str, Any]:
+    """Return the one JSON object of *reply*, which may stand in a fence or between words."""
+    before, brace, _ = reply.partition("{")
+    if not brace or "[" in before:
+        raise UnparsableReply(operation, "not a JSON object")
+    try:
+        found, end = _JSON.raw_decode(reply, len(before))
+    except (ValueError, RecursionError):
+        raise UnparsableReply(operation, "not JSON") from None
+    if "{" in reply[end:]:
+        raise UnparsableReply(operation, "more than one JSON object")
+    return dict(found)
 
 
 def _label(operation: str, given: object) -> str:

@@ -1,8 +1,8 @@
 """
 What the words of a reply say, whatever the operation.
 
-In: the text of a reply.   Out: its lines without their markers, its JSON without a fence; whether it is a refusal, says
-that there is no answer, can be seen and can be stored.   Pure, in time that grows with the text's length alone.
+In: the text of a reply.   Out: its lines without their markers; whether it is a refusal, says that there is no answer,
+can be seen and can be stored.   Pure, in time that grows with the text's length alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _CLOSING: Final = re.compile(
     r"|if you (?:need|want|have|would like) (?:any|more|further|me to)\b)",
     re.IGNORECASE,
 )
-_FENCE: Final = "```"
 _SEEN: Final = frozenset("LNPS")
 _BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters and symbols that are drawn as nothing."""
@@ -56,15 +55,16 @@ _VERB: Final = (
     r"|determine|identify|carry out)"
 )
 _ASKED: Final = (
-    r"(?:you (?:with )?)?(?:(?:this|that|it)\s*(?:[.!,;:]|$)|(?:(?:an?|any|the|this|that|these|your) )*(?:\w+ )?"
+    r"(?:you (?:with )?)?(?:(?:this|that|it|one)\s*(?:[.!,;:]|$)|(?:(?:an?|any|the|this|that|these|your) )*(?:\w+ )?"
     r"(?:summary|summaries|requests?|content|prompt|instructions?|assistance|key points|sentiment|text|task|topic"
     r"|conversation|questions?|answers?|response|information|analysis)\b)"
 )
 _THE_REQUEST: Final = r"(?:(?:this|that|your|the) (?:request|prompt)|(?:this|that|your) (?:content|question|text))"
 _POLITE: Final = (
     rf"(?:{_SORRY}(?: for [^.,]{{0,40}})?,? (?:but )?)?(?:(?:sure|certainly|of course|hello|hi)[!,.] *)?"
-    r"(?:i(?:['’]d| would) (?:be (?:happy|glad)|love) to [^.!?]{1,80}[.!?,] *(?:but |however,? )?)?"
-    r"(?:it (?:seems|looks|appears)(?: like| that| as (?:if|though))? )?"
+    r"(?:(?:(?:i(?:['’]d| would) (?:be (?:happy|glad)|love) to|i can|i appreciate|i understand) [^.!?]{1,80}?"
+    r"|thank(?:s| you)(?: for [^.!?]{1,80}?)?)[.!?,] *(?:but |however,? )?)?"
+    r"(?:it (?:seems|looks|appears)(?: like| that| as (?:if|though))? |i (?:notice|see)(?: that)? )?"
 )
 _MATERIAL: Final = r"(?:(?:the|your|any|an?|some) )?(?:\w+ )?(?:text|article|passage)\b"
 _WORK: Final = r"to (?:be )?(?:summari|analy|process|work|judge|extract|answer)"
@@ -86,8 +86,10 @@ _REFUSALS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"{_SORRY}[^.]{{0,80}}?{_CANNOT}",
-        rf"{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b(?! but\b)",
-        rf"{_AFRAID}{_CANNOT} {_VERB} {_ASKED}",
+        rf"{_POLITE}{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b(?! but\b)",
+        rf"{_POLITE}{_AFRAID}{_CANNOT} {_VERB} {_ASKED}",
+        rf"{_POLITE}i {_NOT} have (?:direct )?access to [^.!?]{{1,80}}?{_CANNOT} {_VERB} {_ASKED}",
+        rf"{_POLITE}i(?:['’]ll| will)? need {_MATERIAL} (?:in order )?{_WORK}",
         rf"i(?:['’]m not| am not| do not feel| don['’]t feel) comfortable (?:with )?\w+ing {_ASKED}",
         rf"{_SORRY}[^.]{{0,40}}?\b{_THE_REQUEST} {_VIOLATES}",
         rf"(?:this|your) (?:request|prompt) {_VIOLATES}",
@@ -113,7 +115,7 @@ _TOLD: Final = (
     r"(?:answered|stated|mentioned|specified|given|provided|found|said|determined|inferred|discussed|covered|included)"
 )
 _IS_NOT: Final = r"(?:(?:is|are|was|were|can) ?not|(?:is|are|was|were)n['’]t|can['’]t)(?: be)?"
-_BODY: Final = r"(?:[^.;:!?]|\.(?=\w)|(?<=\b\w)\.)"
+_BODY: Final = r"(?:[^.;:!?]|\.(?=\w)|(?<=\b\w)\.(?!\w))"
 """A sentence's; the dots of "3.5" and "U.S." end none."""
 _UNANSWERED: Final = re.compile(
     r"(?:(?:i(?:['’]m| am) )?sorry,? (?:but )?|unfortunately,? )?"
@@ -197,7 +199,7 @@ def is_refusal(reply: str, text: str) -> bool:
     >>> is_refusal("I cannot provide a summary of this.", "It rained."), is_refusal("I cannot sleep.", "It rained.")
     (True, False)
     """
-    opening = reply[:_OPENING_CHARS].lstrip("-*•– ")
+    opening = reply[:_OPENING_CHARS].lstrip("-*•–( 0123456789.)")
     said = re.sub(r"^\W*+", "", opening)
     if not any(pattern.match(said) for pattern in _REFUSALS):
         return False
@@ -276,16 +278,3 @@ def _end(lines: Sequence[str], markers: Sequence[object]) -> int:
     """Return where *lines* end without a remark to the reader, which in a list with markers has none."""
     remark = lines and any(markers) and not markers[-1] and _CLOSING.match(lines[-1])
     return len(lines) - bool(remark)
-
-
-def without_fence(reply: str) -> str:
-    r"""Return what stands in the first fence of *reply*; the whole of it if it is JSON without one.
-
-    >>> without_fence('Here it is:\n```json\n{"a": 1}\n```')
-    '{"a": 1}'
-    """
-    before, _, rest = reply.partition(_FENCE)
-    inside, end, _ = rest.partition(_FENCE)
-    if not end or before.lstrip().startswith(("{", "[")):
-        return reply
-    return (inside[4:] if inside[:4].lower() == "json" else inside).strip()

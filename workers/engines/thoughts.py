@@ -13,15 +13,18 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_OPEN: Final = r"(?:(?i:<(?:think(?:ing)?|thought)>)|\[THINK\]|◁think▷)"
-_CLOSE: Final = r"(?:(?i:</(?:think(?:ing)?|thought)>)|\[/THINK\]|◁/think▷)"
-_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:start|end)_of_turn>)"
+_OPEN: Final = r"(?:(?i:<(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning)>)|\[THINK\]|◁think▷)"
+_CLOSE: Final = r"(?:(?i:</(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning)>)|\[/THINK\]|◁/think▷)"
+_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)"
 _MAX_CONTROL_CHARS: Final = 44
 _OPENER: Final = re.compile(rf"\s*+{_OPEN}")
 _CLOSER: Final = re.compile(_CLOSE)
 _TAG: Final = re.compile(f"{_OPEN}|{_CLOSE}")
 _ANY: Final = re.compile(f"{_TAG.pattern}|{_CONTROL}")
 _END: Final = re.compile(rf"{_CONTROL}\Z")
+_WRAPPED: Final = re.compile(r"\s*<answer>((?:(?!</?answer>).)*+)</answer>\s*", re.DOTALL | re.IGNORECASE)
+_CHANNELS: Final = re.compile(r"\s*+analysis.*?assistantfinal", re.DOTALL)
+"""Harmony's, where the server took its tokens out."""
 _STRUCK: Final = re.compile("<s>[^<]*</s>")
 """Of HTML: struck through."""
 # At the end of a line, and not behind a space or a quotation mark, as a tag that is only named would be.
@@ -47,7 +50,9 @@ def without_thoughts(text: str) -> str:
     tag = _TAG.search(text, at)
     boundary = _BOUNDARY.match(text, tag.start()) if tag else None
     at = boundary.end() if boundary else at
-    return text[at:].lstrip() if at else text
+    answer = text[at:].lstrip() if at else _CHANNELS.sub("", text, 1) if _CHANNELS.match(text) else text
+    wrapped = _WRAPPED.fullmatch(answer)
+    return wrapped[1].strip() if wrapped else answer
 
 
 def begins_with_thoughts(text: str) -> bool:
