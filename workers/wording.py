@@ -86,7 +86,7 @@ _REFUSALS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"{_SORRY}[^.]{{0,80}}?{_CANNOT}",
-        rf"{_POLITE}{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b(?! but\b)",
+        rf"{_POLITE}{_AFRAID}{_CANNOT} (?:help|assist|comply|answer|do)\b(?! (?:but|for)\b)",
         rf"{_POLITE}{_AFRAID}{_CANNOT} {_VERB} {_ASKED}",
         rf"{_POLITE}i {_NOT} have (?:direct )?access to [^.!?]{{1,80}}?{_CANNOT} {_VERB} {_ASKED}",
         rf"{_POLITE}i(?:['’]ll| will)? need {_MATERIAL} (?:in order )?{_WORK}",
@@ -128,7 +128,7 @@ _UNANSWERED: Final = re.compile(
     rf"|there is no {_KNOWN}(?= {_BODY}*\b{_TEXT})"
     rf"|i(?:['’]m| am)? (?:can(?:not|['’]t| not)|could(?: not|n['’]t)|unable to|not able to|do not|don['’]t)"
     rf" (?:find|see|determine|tell|answer|know)\b(?= {_BODY}*\b{_TEXT})"
-    r"|i (?:do not|don['’]t) know\b)"
+    r"|i (?:do not|don['’]t) know\b(?!.*,))"
     rf"(?!{_BODY}*\b(?:but|however|although|though|only|instead|except|while|whereas|rather)\b){_BODY}*+[.!]?"
     rf"(?: (?:it|{_TEXT}) (?:only |mainly )?(?:covers|discusses|focuses on|deals with|is about) {_BODY}*+[.!]?)?",
     re.IGNORECASE,
