@@ -218,6 +218,7 @@ class TestInvalidate:
         assert "Invalidate every answer of shout (saved nothing so far)? Say --yes" in text
         assert shop.shout.cache.peek(SECRET) is not None
 
+    @pytest.mark.usefixtures("heeding")
     @pytest.mark.parametrize(
         ("reply", "code", "is_left"),
         [("y\n", 0, False), ("n\n", 3, True), ("\n", 3, True), ("\x03", 130, True), ("\x04", 3, True)],

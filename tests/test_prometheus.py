@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -380,13 +380,6 @@ class TestTheCommand:
         done = run(make_app(refused_url), "metrics", "--once")
         assert done.exit_code == 1
         assert "aicache_up 0.0" in done.stdout
-
-    @pytest.fixture
-    def heeding(self) -> Iterator[None]:
-        """Have children end at SIGINT also if this process ignores it, as one does that a shell started with ``&``."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
 
     @pytest.mark.usefixtures("heeding")
     def test_it_serves_until_it_is_stopped(self, path: Any, valkey: EmbeddedServer) -> None:
