@@ -47,7 +47,8 @@ class Traced(NamedTuple):
         """Wait for the spans of a task's runs, and return what they say of the cache."""
 
         def found() -> list[dict[str, Any]]:
-            spans = map(json.loads, self.lines.read_text().splitlines() if self.lines.exists() else [])
+            lines = self.lines.read_text().splitlines(keepends=True) if self.lines.exists() else []
+            spans = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half written
             of_task = [span for span in spans if task_id in span["attributes"].values()]
             runs = [span for span in of_task if span["name"].startswith("run/")]
             return [span["attributes"] for span in runs] if len(runs) == count else []
