@@ -181,6 +181,8 @@ class Samples:
             sample, meta = Sample(at_s, operation, "compute", work.outcome, why, took), work.meta()
         else:
             sample, meta = call.sample(at_s, "compute", work.outcome, why, took), call.meta()
+        if work.is_unpriced:
+            meta = meta._replace(model=work.unpriced)  # records count the answer under it, whatever answered last
         self.record(sample._replace(meta=encode_meta(meta)))
 
     def noted(self, operation: str, step: str, status: str, reason: str) -> None:

@@ -106,6 +106,11 @@ class Work:
         self.micros = whole(total)
         return True
 
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether it took tokens of which the prices that were asked do not know what they cost."""
+        return bool(self.prices) and self.micros is None
+
     def meta(self, text_length: int = 0) -> EntryMeta:
         """Return what entries and timings bear of it."""
         cost = None if self.micros is None else self.micros / MICROS

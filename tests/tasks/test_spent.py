@@ -267,6 +267,19 @@ class TestTellingOfIt:
         record = record_of(app, "else")
         assert (record.spent.unpriced, record.spent.cost_micros) == ({"m2": 3}, 0)
 
+    def test_records_name_the_model_without_a_price_whichever_answered_last(self, app: Celery) -> None:
+        @app.task(base=CachedTask, cache=CachePolicy(operation="else"), name="else", shared=False)
+        def elsewhere(text: str) -> None:
+            annotate(model="m2", usage={"input_tokens": 3})
+            annotate(model="m1", usage={"input_tokens": 3})
+
+        elsewhere("a")
+        elsewhere.with_cache(bypass=True)("a")
+        assert record_of(app, "else").spent.unpriced == {"m2": 2}
+        entry = elsewhere.cache.peek("a")
+        assert entry is not None
+        assert entry.model == "m1"
+
     def test_many_models_and_kinds_fill_neither_the_log_nor_the_room_for_errors(
         self, app: Celery, caplog: pytest.LogCaptureFixture
     ) -> None:
