@@ -8,10 +8,10 @@ Knows Celery only as an object with a ``conf``.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import threading
 import weakref
-from collections.abc import Mapping
 from types import MethodType
 from typing import Any, Final
 
@@ -121,16 +121,19 @@ def cached_tasks(app: Any) -> list[Any]:
 
 
 def useless_policies(app: Any) -> list[str]:
-    """Return the names of the tasks that were given a policy and do not have the base class that reads it."""
-    return sorted(name for name, task in app.tasks.items() if _is_policy(getattr(task, "cache", None)))
+    """Return the names of the tasks that were given a policy and do not have the base class that reads it.
+
+    What other packages' tasks call ``cache`` may connect, or raise, when it is touched: no property is read.
+    """
+    return sorted(name for name, task in app.tasks.items() if _is_policy(inspect.getattr_static(task, "cache", None)))
 
 
 def _is_policy(given: Any) -> bool:
-    """Say whether *given* is a policy, or a mapping with names of one and no others, which may be another package's."""
-    if not given or not isinstance(given, CachePolicy | Mapping):
+    """Say whether *given* is a policy, or a dict with names of one and no others, which may be another package's."""
+    if not issubclass(type(given), CachePolicy | dict):  # asks *given* itself for nothing
         return False
     try:
-        return bool(CachePolicy.of(given))
+        return bool(given) and bool(CachePolicy.of(given))
     except (SettingsError, TypeError, ValueError):
         return False
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
 
 from aicache_tasks import CachedTask, CachePolicy
@@ -470,6 +470,15 @@ class TestTheApplication:
     def test_what_another_package_s_task_calls_cache_is_not_told_of(self, app: Celery, given: Any) -> None:
         add(app)
         self.add_plain(app, given)
+        assert one(app, application.switches).level == "ok"
+
+    def test_nor_is_it_touched(self, app: Celery) -> None:
+        def fail(_: Any) -> Any:
+            raise RuntimeError("outside of its application")
+
+        add(app)
+        self.add_plain(app, type("Lazy", (), {"__bool__": fail, "__class__": property(fail)})())
+        app.register_task(type("Base", (Task,), {"name": "shop.lazy", "cache": property(fail)})())
         assert one(app, application.switches).level == "ok"
 
     def add_plain(self, app: Celery, cache: Any) -> None:
