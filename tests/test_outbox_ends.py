@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,10 @@ process.join()
         assert lookups(batches(client)) == 5
 
 
+def is_idle(outbox: Any) -> bool:
+    return not outbox.waiting and outbox._is_asleep
+
+
 class TestCache:
     def test_one_that_is_dropped_has_its_samples_sent_and_then_goes(self, valkey: EmbeddedServer, client: Any) -> None:
         before = set(threading.enumerate())
@@ -163,6 +168,17 @@ class TestCache:
         del cache, outbox
         gc.collect()
         eventually(lambda: lookups(batches(client)) == 1)
+        eventually(lambda: gc.collect() >= 0 and not thread.is_alive())
+
+    def test_one_that_is_dropped_while_it_has_nothing_to_send_goes_at_once(self, valkey: EmbeddedServer) -> None:
+        before = set(threading.enumerate())
+        cache = live_cache(valkey.url, {"aicache_ship_after_s": 0.1}, ship=True)
+        outbox = cache.parts.outbox
+        assert cache.get_cached_response("text", "shout") is None
+        (thread,) = set(threading.enumerate()) - before
+        eventually(partial(is_idle, outbox))
+        cache.parts.store.close()
+        del cache, outbox
         eventually(lambda: gc.collect() >= 0 and not thread.is_alive())
 
     def test_one_whose_samples_are_sent_is_not_kept(self, valkey: EmbeddedServer) -> None:

@@ -10,8 +10,10 @@ before what it recorded is sent.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import queue
 import threading
 import weakref
 from collections.abc import Callable
@@ -44,21 +46,25 @@ _LAST_OF_ALL: Final = -100
 _OUTBOXES: Final[weakref.WeakSet[Sends]] = weakref.WeakSet()
 
 
-def begin_thread(outbox: Sends, wake: threading.Event) -> bool:
-    """Start the thread of *outbox*, which *wake* wakes; return False if the process may have no more threads."""
+def begin_thread(outbox: Sends, wake: queue.SimpleQueue[None]) -> bool:
+    """Start the thread of *outbox*, which items of *wake* wake; return False if the process may have no more threads.
+
+    A `SimpleQueue`, since it may be put into from where any lock may be held: the collection of garbage, or a signal.
+    """
+    outbox_of = weakref.ref(outbox, lambda _: wake.put(None))
     try:
-        threading.Thread(target=_run, args=(weakref.ref(outbox), wake), name="aicache-samples", daemon=True).start()
+        threading.Thread(target=_run, args=(outbox_of, wake), name="aicache-samples", daemon=True).start()
     except RuntimeError:  # also while the interpreter ends
         return False
     return True
 
 
-def _run(outbox_of: Callable[[], Sends | None], wake: threading.Event) -> None:
+def _run(outbox_of: Callable[[], Sends | None], wake: queue.SimpleQueue[None]) -> None:
     while (outbox := outbox_of()) is not None:
-        wake.clear()
         wait_s = outbox.tick()
         del outbox
-        wake.wait(wait_s)
+        with contextlib.suppress(queue.Empty):
+            wake.get(timeout=wait_s)
 
 
 def watch(outbox: Sends) -> None:

@@ -10,9 +10,9 @@ import contextlib
 import functools
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from time import monotonic
 from typing import Final, cast
 
@@ -59,7 +59,7 @@ class Outbox(SampleQueue):
 
     def _start(self) -> None:
         super()._start()
-        self._wake, self._is_asleep, self._has_thread = threading.Event(), False, False
+        self._wake, self._is_asleep, self._has_thread = SimpleQueue[None](), False, False
         self._has_ended, self._spare_s = False, FLUSH_AWAY_S
 
     def after_fork(self) -> None:
@@ -210,7 +210,7 @@ class Outbox(SampleQueue):
             self._is_losing = True
             log.warning("aicache.samples: over %d timings wait; the oldest are dropped and counted", self._capacity)
         if self._is_asleep or waiting >= MAX_SAMPLES:
-            self._wake.set()
+            self._wake.put(None)
         if self._has_ended:
             self._send_late()
         elif not self._has_thread:
