@@ -159,13 +159,15 @@ class TestTheRealCommand:
         assert done.returncode == 2
         assert done.stderr.splitlines()[1:] == ["Error: stdout cannot be written: No space left on device"]
 
-    @pytest.mark.parametrize("form", [[], ["--json"]])
-    def test_without_a_stdout_it_is_done_all_the_same(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch, form: list[str]
+    @pytest.mark.parametrize(
+        ("stream", "called"), [("stdout", "stats"), ("stdout", "stats --json"), ("stderr", "rollup")]
+    )
+    def test_without_a_stdout_or_stderr_it_is_done_all_the_same(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch, stream: str, called: str
     ) -> None:
-        monkeypatch.setattr(sys, "stdout", None)  # as after ``>&-``
-        aicache.main(["stats", *form], obj=CLIContext(shop.app, no_color=True, workdir=None), standalone_mode=False)
-        sys.stdout.close()
+        monkeypatch.setattr(sys, stream, None)  # as after ``>&-``
+        aicache.main(called.split(), obj=CLIContext(shop.app, no_color=True, workdir=None), standalone_mode=False)
+        getattr(sys, stream).close()
 
     def test_commands_and_values_are_completed(self, path: Path) -> None:
         """One process of bash's kind for the deepest of them; the others go the same way."""

@@ -106,8 +106,9 @@ def _interruptible(ctx: click.Context) -> Iterator[None]:
 @contextmanager
 def _written(ctx: click.Context) -> Iterator[None]:
     """Write out what the block said on stdout, also where it ends with an exit code of its own."""
-    if sys.stdout is None:  # closed, as by ``>&-``
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by ``>&-``
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
     try:
         try:
             yield
