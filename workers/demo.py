@@ -43,9 +43,11 @@ FLOWER_S: Final = 60.0
 RECORDS_S: Final = 30.0
 ROLLUP_PERIOD_S: Final = "2"
 """Instead of a minute: nobody watches a demo for so long."""
+PATIENCE_MS: Final = 5000
+"""Instead of 50 for the store, 250 to connect: a machine that stalls for a moment must not turn hits into faults."""
 OURS: Final = ("AICACHE_", "CELERY_", "FLOWER_")
 """Variables of these names say how a user's own set-up runs, and are not passed on."""
-UNSAID: Final = ("AICACHE_OPENAI_API_KEY", "AICACHE_ROLLUP_PERIOD_S")
+UNSAID: Final = ("AICACHE_OPENAI_API_KEY", "AICACHE_ROLLUP_PERIOD_S", "AICACHE_BUDGET_MS", "AICACHE_CONNECT_MS")
 """Variables of these names are not shown: a caller needs none of them."""
 CALLERS_PATH: Final = "AICACHE_CALLERS_PATH"
 """Where `scripts/demo` leaves the PYTHONPATH that it was called with."""
@@ -138,7 +140,8 @@ def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
     )
     environ = child_environ(os.environ, at, options.engine)
     flower = start_celery(supervisor, environ, port)
-    records = Reader(AIResponseCache(at.cache, settings=Settings(namespace=NAMESPACE)).parts)
+    settings = Settings(namespace=NAMESPACE, connect_ms=PATIENCE_MS)
+    records = Reader(AIResponseCache(at.cache, settings=settings).parts)
     before = lookups(records)
     client = supervisor.start(
         "client", [sys.executable, "-m", "workers.demo_client"], environ=environ, terminal=True, grace_s=2.0
@@ -200,6 +203,8 @@ def child_environ(environ: Mapping[str, str], at: Addresses, engine: str) -> dic
         "AICACHE_NAMESPACE": NAMESPACE,
         "AICACHE_ENGINE": engine,
         "AICACHE_ROLLUP_PERIOD_S": ROLLUP_PERIOD_S,
+        "AICACHE_BUDGET_MS": str(PATIENCE_MS),
+        "AICACHE_CONNECT_MS": str(PATIENCE_MS),
         **(at.served.variables() if at.served else {}),
     }
 
