@@ -160,7 +160,7 @@ class TestTheRealCommand:
         assert done.stderr.splitlines()[1:] == ["Error: stdout cannot be written: No space left on device"]
 
     @pytest.mark.parametrize(
-        ("stream", "called"), [("stdout", "stats"), ("stdout", "stats --json"), ("stderr", "rollup")]
+        ("stream", "called"), [("stdout", "stats"), ("stdout", "stats --json"), ("stderr", "rollup --dry-run")]
     )
     def test_without_a_stdout_or_stderr_it_is_done_all_the_same(
         self, shop: Shop, monkeypatch: pytest.MonkeyPatch, stream: str, called: str
