@@ -304,7 +304,22 @@ class TestReplies:
             "The text does not mention the day. It only covers the month.",
             "It cannot be determined from the text when it closed.",
             "I cannot find the answer in the text.",
+            "I cannot find the passage about the mayor in the text.",
             "I don't know.",
+            "I don't have enough information to answer this question.",
+            "The text never says when.",
+            "The text says nothing about the mayor.",
+            "The text does not reveal the name.",
+            "The text does not give the exact date.",
+            "The text does not mention it. Therefore, the question cannot be answered.",
+            "There's no mention of a mayor in the text.",
+            "There isn't enough information in the text to answer.",
+            "No information about the mayor is given in the text.",
+            "It's not mentioned in the text.",
+            "Based on the provided text, it is not stated when the mill closed.",
+            "Based on the text, there is no information about the mayor.",
+            "The question cannot be answered based on the text.",
+            "The information is not available in the text.",
         ],
     )
     def test_a_question_without_an_answer_is_marked_and_not_complete(self, reply: str) -> None:
@@ -325,6 +340,11 @@ class TestReplies:
             "It was not provided to anybody.",
             "It was not mentioned in the text of the treaty.",
             "I cannot find my way, he said.",
+            "I do not have enough information to decide, he said.",
+            "According to the text, it was not found.",
+            "According to the text, there is no information for the press.",
+            "Based on the text, there is no reason to worry.",
+            "No information was given to the press.",
             "I do not know whom they asked, he said.",
             "The text does not mention the day. It closed in May.",
             f"The text does not mention the day{' of it' * 100}.",
@@ -346,10 +366,13 @@ class TestReplies:
         completion = Completion("The text does not mention the mayor.", None, "m", "stop")
         assert is_complete(make_response(make_request("qa", text, question), completion, "stub"))
 
-    def test_what_an_article_does_not_say_of_which_the_text_tells_is_an_answer(self) -> None:
-        request = make_request("qa", f"{TEXT} The article is an obituary.", "Why was he angry?")
-        reply = "The article does not mention his son."
-        assert make_response(request, Completion(reply, None, "m", "stop"), "stub")["result"] == reply
+    @pytest.mark.parametrize(("word", "is_answer"), [("The article", True), ("A particle", False)])
+    def test_what_an_article_does_not_say_of_which_the_text_tells_is_an_answer(
+        self, word: str, is_answer: bool
+    ) -> None:
+        request = make_request("qa", f"{TEXT} {word} was found there.", "Why was he angry?")
+        completion = Completion("The article does not mention his son.", None, "m", "stop")
+        assert is_complete(make_response(request, completion, "stub")) is is_answer
 
     @pytest.mark.parametrize("operation", PROMPT_VERSIONS)
     @pytest.mark.parametrize(
@@ -409,6 +432,16 @@ class TestReplies:
             ("I appreciate your question, but I can't help with that.", "stop", RefusedReply),
             ("Thank you for your message, but I'm not able to summarize this content.", "stop", RefusedReply),
             ("I understand you want a summary, but I cannot provide one.", "stop", RefusedReply),
+            ("I understand. However, I can't help with that.", "stop", RefusedReply),
+            ("While I understand your request, I cannot help with that.", "stop", RefusedReply),
+            ("I'm ready to help. Please provide the text.", "stop", RefusedReply),
+            ("As an AI assistant, I must respectfully decline.", "stop", RefusedReply),
+            ("I regret to inform you that I cannot help with that.", "stop", RefusedReply),
+            ("As an AI chatbot, I cannot judge this.", "stop", RefusedReply),
+            ("I cannot write about this topic.", "stop", RefusedReply),
+            ("I haven't received any text.", "stop", RefusedReply),
+            ("I cannot see the text.", "stop", RefusedReply),
+            ("I'm unable to see the text.", "stop", RefusedReply),
             ("I don't have access to external files, so I cannot summarize the text.", "stop", RefusedReply),
             ("[/INST] The mill closed.", "stop", UnparsableReply),
             ("As an AI developed by a company, I cannot judge this.", "stop", RefusedReply),
@@ -430,6 +463,9 @@ class TestReplies:
             "I cannot provide for my family, the miner writes.",
             "I am unable to process my grief, the widow writes.",
             "I must decline the offer, the king replies.",
+            "I respectfully decline the crown, the king replies.",
+            "I regret that I cannot come, the king replies.",
+            "I haven't received the text of the law, the judge said.",
             "I'm afraid I cannot sleep, the widow writes.",
             "I am not comfortable walking there, the guide says.",
             "I won't be able to pay, the tenant writes.",
