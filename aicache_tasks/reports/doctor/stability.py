@@ -50,6 +50,8 @@ UNFIT: Final = "made-up arguments do not fit"
 """Said instead of a key where an error may be of the arguments."""
 UNFITTING: Final = (TypeError, ValueError, AttributeError)
 """What an argument of another type than was guessed makes a policy raise. A missing parameter is a KeyError."""
+LACKING: Final = (*UNFITTING, KeyError, IndexError)
+"""What a list or dict that holds other things than was guessed makes it raise."""
 FEW: Final = ("1", "2")
 MORE: Final = ("3", "4", "5", "6", "7", "8")
 """Hash seeds: any two order every other set of two alike."""
@@ -187,8 +189,11 @@ def _may_be_unfit(error: Exception, task: Any) -> bool:
     """Say whether *error* may be of the arguments that were made up, and not of the policy."""
     if TEXT in str(error):
         return True
-    guessed = any(_made_up(each.annotation, None) is None for each in _needed(task))
-    return guessed and isinstance(error, UNFITTING) and not isinstance(error, KeyEncodingError)
+    if isinstance(error, KeyEncodingError):
+        return False
+    made_up = [_made_up(each.annotation, None) for each in _needed(task)]
+    is_filled = any(isinstance(each, list | dict) for each in made_up)
+    return isinstance(error, LACKING if is_filled else UNFITTING if None in made_up else ())
 
 
 def _key(task: Any) -> str:
@@ -230,13 +235,13 @@ def _made_up(annotation: Any, unknown: str | None = TEXT) -> Any:
     for dotted, literal in WORD.findall(told):
         name = dotted.rpartition(".")[2].lower()
         if name == "literal":
-            return _literal(literal) or unknown
+            return _literal(literal, unknown)
         if name not in AROUND:
             return MADE_UP.get(name, unknown)
     return unknown
 
 
-def _literal(told: str) -> Any:
+def _literal(told: str, unknown: str | None) -> Any:
     with suppress(ValueError, SyntaxError):
         return ast.literal_eval(f"({told},)")[0]
-    return None
+    return unknown
