@@ -21,7 +21,9 @@ DIGESTED: Final = ("vary", "tenant")
 """The same, told as a digest that `aicache_secret` keys."""
 ITS_OWN: Final = ("namespace", "url", "disabled", "digest")
 """What of a worker decides about all its keys, and about where they are."""
-DEFAULT_PORT: Final = 6379
+DEFAULT_HOST, DEFAULT_PORT = "localhost", 6379
+SOCKETS: Final = ("unix", "redis+socket")
+"""Schemes of URLs whose path is the server's, and not the database."""
 MOST: Final = 5
 """Workers, and tasks of one, that are told of one by one."""
 MEND: Final = "Mend the settings there, or the task's cache=."
@@ -157,16 +159,20 @@ def _where(place: str) -> tuple[str, int, str] | str:
 
     >>> _where("redis://cache") == _where("redis://Cache:6379/0?client_name=web") == ("cache", 6379, "0")
     True
+    >>> _where("redis:///1"), _where("unix:///run/s?db=1")
+    (('localhost', 6379, '1'), ('/run/s', 6379, '1'))
     """
     try:
         parts = urlsplit(place)
-        host, port, given = parts.hostname or "", parts.port or DEFAULT_PORT, dict(parse_qsl(parts.query))
+        port, given = parts.port or DEFAULT_PORT, dict(parse_qsl(parts.query))
     except ValueError:
         return place
     if not parts.scheme or parts.scheme == "memory":
         return place
-    base = given.get("virtual_host", given.get("db", parts.path if host else "")).strip("/")
-    return host or parts.path, port, base or "0"
+    is_socket = parts.scheme in SOCKETS
+    host = parts.path if is_socket else parts.hostname or DEFAULT_HOST
+    base = given.get("virtual_host", given.get("db", "" if is_socket else parts.path)).strip("/")
+    return host, port, base or "0"
 
 
 def _uncompared(case: Case, worker: str, tasks: Mapping[str, Any]) -> Iterator[Finding]:
