@@ -54,7 +54,9 @@ from workers.operations import PROMPT_VERSIONS, make_request
 
 TEXT, QUESTION = ARTICLES[0].text, ARTICLES[0].question
 KEY = "sk-stub-0815"
-server, provider, app = stub.server, stub.provider, test_workers_tasks.app  # fixtures
+PATIENT = {"AICACHE_BUDGET_MS": "10000", "AICACHE_CONNECT_MS": "10000"}
+"""Of a worker on a busy machine."""
+provider, app = stub.provider, test_workers_tasks.app  # fixtures
 
 
 @pytest.fixture
@@ -621,16 +623,16 @@ class TestDeadline:
     ) -> None:
         monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.3)
         provider.always, engine = behaviour, make(timeout_s=0.6, attempt_timeout_s=0.25, retries=10)
-        with took_s(less=1.5), pytest.raises(Unavailable):
+        with took_s(less=6), pytest.raises(Unavailable):  # its attempts and waits would take half a minute
             engine.complete(request())
 
     def test_an_attempt_that_takes_too_long_is_made_again(
         self, make: Callable[..., OpenAIEngine], provider: Provider
     ) -> None:
         provider.then.append(stub.delay(30))
-        assert make(attempt_timeout_s=0.3).complete(request()).finish_reason == "stop"
+        assert make(attempt_timeout_s=0.3, retries=10).complete(request()).finish_reason == "stop"
 
-    @pytest.mark.parametrize("behaviour", [stub.delay(30), stub.drip, stub.limited(**{"Retry-After": "5"})])
+    @pytest.mark.parametrize("behaviour", [stub.delay(30), stub.drip, stub.limited(**{"Retry-After": "50"})])
     def test_a_soft_limit_passes_through_on_time_and_leaves_no_connection_half_used(
         self, make: Callable[..., OpenAIEngine], provider: Provider, behaviour: Behaviour
     ) -> None:
@@ -639,11 +641,14 @@ class TestDeadline:
         def limit(*_: Any) -> None:
             raise SoftTimeLimitExceeded
 
-        provider.then.append(behaviour)
+        def begin(handler: stub.Handler) -> None:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            behaviour(handler)
+
+        provider.then.append(begin)
         engine, before = make(), signal.signal(signal.SIGALRM, limit)
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         try:
-            with took_s(0.3, less=2), pytest.raises(SoftTimeLimitExceeded):
+            with took_s(0.3, less=10), pytest.raises(SoftTimeLimitExceeded):
                 engine.complete(request())
         finally:
             signal.signal(signal.SIGALRM, before)
@@ -666,8 +671,8 @@ class TestDeadline:
             while time.monotonic() < ends:
                 came = False
                 provider.then.extend(operations.choices([stub.good(), stub.error(500), stub.cut, stub.refuse]))
-                signal.setitimer(signal.ITIMER_REAL, operations.uniform(0.0003, 0.006))
                 try:
+                    signal.setitimer(signal.ITIMER_REAL, operations.uniform(0.0003, 0.006))
                     engine.complete(request())
                     signal.setitimer(signal.ITIMER_REAL, 0)
                     assert not came
@@ -929,7 +934,8 @@ class TestReply:
         assert self.text_of(f"{thoughts}It rained.") == "It rained."
 
     def test_an_answer_in_a_tag_of_its_own_is_taken_out_of_it(self) -> None:
-        assert self.text_of("<think>Hm.</think>\n<answer>\nIt rained.\n</answer>") == "It rained."
+        for end in ("", "<|im_end|>\n</s>"):
+            assert self.text_of(f"<think>Hm.</think>\n<answer>\nIt rained.\n</answer>{end}") == "It rained."
         for text in ("Between <answer> and </answer>", "<answer>Rain</answer> or <answer>snow</answer>"):
             assert self.text_of(text) == text
 
@@ -982,8 +988,8 @@ class TestConnections:
 
         with silent("127.0.0.2", port):
             monkeypatch.setattr(socket, "getaddrinfo", both)
-            engine = make(base_url=f"http://two.test:{port}/v1", connect_timeout_s=1, retries=0)
-            with took_s(0.3, less=5):
+            engine = make(base_url=f"http://two.test:{port}/v1", connect_timeout_s=2, retries=0)
+            with took_s(0.3, less=20):
                 assert engine.complete(request()).text == stub.GOOD["summarize"]
 
     def test_threads_get_the_answers_to_what_they_asked(
@@ -1027,7 +1033,7 @@ class TestConnections:
             "engine, r = from_environment(), make_request('summarize', 'It rained all day.')\n"
             "def ask(): return engine.complete(r).text\n"
             "ask(); began = time.monotonic()\n"
-            f"made = [{spawn} for _ in range(5)]\n"
+            f"made = [{spawn} for _ in range(20)]\n"
             f"print({{m.{answer}() for m in made}})\n"
             "print(time.monotonic() - began)"
         )
@@ -1044,7 +1050,7 @@ class TestConnections:
         assert done.returncode == 0, done.stderr
         said, took = done.stdout.splitlines()
         assert said == str({stub.GOOD["summarize"]})
-        assert 0.5 <= float(took) < 2
+        assert 0.5 <= float(took) < 8  # one after the other takes 10
 
 
 class TestARealWorker:
@@ -1053,22 +1059,22 @@ class TestARealWorker:
     ) -> None:
         settings = {"MODEL": MODEL, "BASE_URL": provider.url, "API_KEY": KEY, "RETRIES": "0"}
         environ = {f"AICACHE_OPENAI_{name}": text for name, text in settings.items()}
-        with_engine = {**environ, "AICACHE_ENGINE": "openai", "AICACHE_BUDGET_MS": "2000"}
+        with_engine = {**environ, "AICACHE_ENGINE": "openai", **PATIENT}
         worker = WorkerProcess(
             "workers.app",
             valkey.url,
             valkey.url,
             valkey.url,
             concurrency=1,
-            extra_args=["-l", "debug"],
+            extra_args=["-l", "debug", "-I", "tests.llm_margin"],
             env=with_engine,
         ).start()
         try:
             worker.ready()
             first = tasks.summarize.delay(TEXT).get(timeout=30)
             provider.always = stub.drip
-            slow = tasks.qa.apply_async((TEXT, QUESTION), soft_time_limit=2)
-            with took_s(less=6), pytest.raises(TimedOut):
+            slow = tasks.qa.apply_async((TEXT, QUESTION), soft_time_limit=4)
+            with took_s(less=20), pytest.raises(TimedOut):
                 slow.get(timeout=30)
             provider.recover()
             answer = tasks.qa.delay(TEXT, QUESTION).get(timeout=30)

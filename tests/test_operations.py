@@ -397,6 +397,7 @@ class TestReplies:
             ("<｜Assistant｜>The mill closed.", "stop", UnparsableReply),
             ("<|im_end|>\n</s>", "stop", EmptyReply),
             ("◁think▷The user wants", "stop", TruncatedReply),
+            ("analysisThe user wants a summary.", "stop", TruncatedReply),
             ("I'm sorry, but I can't help with that.", "stop", RefusedReply),
             ("As an AI language model, I cannot judge this.", "stop", RefusedReply),
             ("I cannot assist with this request.", "stop", RefusedReply),
@@ -512,7 +513,7 @@ class TestReplies:
             answered("sentiment", json.dumps({**MOOD, "explanation": "I cannot judge this text."}))
 
     @pytest.mark.parametrize(
-        "end", ["<|im_end|>", "<|eot_id|> ", "\n<｜end▁of▁sentence｜>", "</s>", "<end_of_turn>\n<|endoftext|>"]
+        "end", ["<|im_end|>", "<|eot_id|> ", "\n<｜end▁of▁sentence｜>", "</s>", "<end_of_turn>\n<|endoftext|>", "<eos>"]
     )
     def test_the_tokens_that_end_a_turn_are_no_part_of_an_answer(self, end: str) -> None:
         assert answered("summarize", f"The mill closed |> in May.{end}")["result"] == "The mill closed |> in May."
@@ -539,8 +540,19 @@ class TestReplies:
         assert answer("summarize", "It says <|im_start|> </THINK>.")["success"] is True
         assert answer("sentiment", json.dumps(MOOD) + "<|eot_id|>")["sentiment"] == MOOD
 
-    def test_what_is_struck_through_ends_no_turn(self) -> None:
-        assert answered("summarize", "Paper was <s>9.99</s> 4.99.")["result"] == "Paper was <s>9.99</s> 4.99."
+    @pytest.mark.parametrize(
+        "reply", ["Paper was <s>9.99</s> 4.99.", "<s>9.99</s> 4.99 is the price.", "Paper was <s>9.99</s>"]
+    )
+    def test_what_is_struck_through_ends_no_turn(self, reply: str) -> None:
+        assert answered("summarize", f"{reply}<|im_end|>")["result"] == reply
+
+    @pytest.mark.parametrize("form", ["<s>{}</s>", "\n<s> {}", "<bos>{}<eos>", "<s>{}<|im_end|></s>"])
+    def test_the_token_that_begins_a_turn_is_no_part_of_an_answer(self, form: str) -> None:
+        assert answered("summarize", form.format("The mill closed."))["result"] == "The mill closed."
+
+    def test_a_token_that_a_text_names_may_begin_an_answer(self) -> None:
+        request, reply = make_request("summarize", "Such models begin with <bos>."), "<bos> begins them."
+        assert make_response(request, Completion(reply, None, "m", "stop"), "stub")["result"] == reply
 
     @pytest.mark.parametrize("token", ["<|im_end|>", "<think>", "</s>"])
     def test_a_token_that_an_explanation_names_in_escapes_is_seen(self, token: str) -> None:
@@ -579,6 +591,9 @@ class TestReplies:
             ("# ", " ", "1."),
             ("analysis", "assistantfina", ""),
             ("", "<answer>", ""),
+            ("<answer>", "</s>", "x"),
+            ("x", "<s></s>", ""),
+            ("<s>", "</s", ""),
             ("I appreciate ", "it, but ", "x"),
             ("", "{", ""),
             ("", "x:\n", ""),

@@ -25,7 +25,7 @@ from workers.engines.base import (
     TruncatedReply,
     UnparsableReply,
 )
-from workers.engines.thoughts import begins_with_thoughts, has_other_tags, tags_of, without_end
+from workers.engines.thoughts import begins_with_thoughts, has_other_tags, tags_of, without_turn
 from workers.wording import (
     can_be_seen,
     has_surrogates,
@@ -234,7 +234,7 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     Raises:
         FailedReply, RefusedReply, TruncatedReply, EmptyReply: by the finish reason first, then by the text.
     """
-    operation, reply = request.operation, without_end(completion.text, _known_tags(request)).strip()
+    operation, reply = request.operation, without_turn(completion.text, _known_tags(request)).strip()
     if completion.finish_reason in ("content_filter", "refusal"):
         raise RefusedReply(operation, f"finish reason {completion.finish_reason}")
     if completion.finish_reason == "length":

@@ -15,16 +15,20 @@ from typing import Final
 
 _OPEN: Final = r"(?:(?i:<(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning)>)|\[THINK\]|◁think▷)"
 _CLOSE: Final = r"(?:(?i:</(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning)>)|\[/THINK\]|◁/think▷)"
-_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)"
+_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)"
 _MAX_CONTROL_CHARS: Final = 44
 _OPENER: Final = re.compile(rf"\s*+{_OPEN}")
 _CLOSER: Final = re.compile(_CLOSE)
 _TAG: Final = re.compile(f"{_OPEN}|{_CLOSE}")
 _ANY: Final = re.compile(f"{_TAG.pattern}|{_CONTROL}")
+_BEGIN: Final = re.compile(r"\s*+(?:<bos>|<s>(?!.*</s>))\s*", re.DOTALL)
 _END: Final = re.compile(rf"{_CONTROL}\Z")
-_WRAPPED: Final = re.compile(r"\s*<answer>((?:(?!</?answer>).)*+)</answer>\s*", re.DOTALL | re.IGNORECASE)
+_WRAPPED: Final = re.compile(
+    rf"\s*<answer>((?:(?!</?answer>).)*+)</answer>(?:\s*+{_CONTROL})*+\s*", re.DOTALL | re.IGNORECASE
+)
 _CHANNELS: Final = re.compile(r"\s*+analysis.*?assistantfinal", re.DOTALL)
-"""Harmony's, where the server took its tokens out."""
+_ANALYSIS: Final = re.compile(r"\s*+analysis[A-Z]")
+"""Harmony's, where the server took its tokens out; the other is all that there is of one that came to no answer."""
 _STRUCK: Final = re.compile("<s>[^<]*</s>")
 """Of HTML: struck through."""
 # At the end of a line, and not behind a space or a quotation mark, as a tag that is only named would be.
@@ -57,7 +61,7 @@ def without_thoughts(text: str) -> str:
 
 def begins_with_thoughts(text: str) -> bool:
     """Return whether *text* begins within thoughts: of a text `without_thoughts`, that they have no end."""
-    return _OPENER.match(text) is not None
+    return (_OPENER.match(text) or _ANALYSIS.match(text)) is not None
 
 
 def tags_of(text: str) -> frozenset[str]:
@@ -78,16 +82,25 @@ def has_other_tags(text: str, known: frozenset[str]) -> bool:
     return not tags_of(_STRUCK.sub("", text)) <= known
 
 
-def without_end(text: str, known: frozenset[str] = frozenset()) -> str:
-    """Return *text* without the tokens that it ends with, by which a model ends its turn, up to one of *known*.
+def without_turn(text: str, known: frozenset[str] = frozenset()) -> str:
+    """Return *text* without the tokens by which a model begins and ends its turn, up to one of *known*.
 
-    >>> without_end("It rained.<|im_end|> </s>"), without_end("It rained.<|im_end|> </s>", frozenset({"<|im_end|>"}))
+    >>> without_turn("<s>It rained.<|im_end|> </s>"), without_turn("It rained.<|im_end|>", frozenset({"<|im_end|>"}))
     ('It rained.', 'It rained.<|im_end|>')
     """
     end = _stripped(text, len(text))
     while (token := _END.search(text, max(0, end - _MAX_CONTROL_CHARS), end)) and token[0].lower() not in known:
+        if _strikes(text, token):
+            break
         end = _stripped(text, token.start())
-    return text[:end]
+    begin = _BEGIN.match(text, 0, end)
+    return text[begin.end() if begin and begin[0].strip() not in known else 0 : end]
+
+
+def _strikes(text: str, token: re.Match[str]) -> bool:
+    """Return whether *token* ends what is struck through, and not all of *text*."""
+    opener = text.rfind("<", 0, token.start())
+    return token[0] == "</s>" and text.startswith("<s>", opener) and bool(text[:opener].strip())
 
 
 def _stripped(text: str, end: int) -> int:
