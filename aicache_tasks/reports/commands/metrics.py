@@ -57,8 +57,10 @@ def metrics(ctx: click.Context, port: int, address: str, once: bool) -> None:
 
 def _warn_on_stderr() -> None:
     """Have the collector say why there are no figures, unless the application's own handlers get that already."""
-    if logging.lastResort is not None and not logging.getLogger().handlers:
-        logging.getLogger("aicache_tasks").addHandler(logging.lastResort)
+    ours = logging.getLogger("aicache_tasks")
+    has_own = any(not isinstance(one, logging.NullHandler) for one in ours.handlers + logging.getLogger().handlers)
+    if logging.lastResort is not None and not has_own:
+        ours.addHandler(logging.lastResort)
 
 
 def _print(ctx: click.Context, registry: Any) -> None:
