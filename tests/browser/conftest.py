@@ -40,6 +40,8 @@ QUIET = (
 DESKTOP, PHONE = (1280, 900), (390, 844)
 MAY = {"AICACHE_FLOWER_INVALIDATE": "1"}
 NAMESPACE = "lab"
+CALM = {"AICACHE_BUDGET_MS": "5000", "AICACHE_CONNECT_MS": "5000"}
+"""A machine that stalls must not turn hits into faults, nor a server that is there into one that is away."""
 ON_TEXTS = ("summarize", "sentiment", "key_points", "questions")
 IMPATIENT = """
 from functools import partial
@@ -57,7 +59,7 @@ def chromium() -> Iterator[Browser]:
 
     assert CHROMIUM, "no chromium; install it, or name it in AICACHE_TEST_CHROMIUM"
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET, timeout=120_000)
         yield browser
         browser.close()
 
@@ -102,7 +104,7 @@ def opened(chromium: Browser) -> Iterator[Opens]:
             http_credentials={"username": USER, "password": PASSWORD},
             accept_downloads=True,
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         contexts.append(context)
         if quiet:
@@ -151,6 +153,7 @@ def office(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
             "CELERY_RESULT_BACKEND": broker.url,
             "AICACHE_URL": cache.url,
             "AICACHE_ROLLUP_PERIOD_S": "2",
+            **CALM,
         }
         worker = ("worker", "--concurrency=1", "--events", "--loglevel=warning")
         beat = ("beat", "--pidfile=", f"--schedule={folder / 'schedule'}", "--max-interval=1")
@@ -202,7 +205,7 @@ class Lab:
         self.reader = reader_of(self.app)
         with self.server.client() as client:
             client.flushall()
-        eventually(lambda: self.flower.get("/aicache/data?span=all").json["state"] == "empty", within_s=20)
+        eventually(lambda: self.flower.get("/aicache/data?span=all").json["state"] == "empty", within_s=40)
 
 
 @pytest.fixture(scope="session")
@@ -211,7 +214,7 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with EmbeddedServer() as broker, EmbeddedServer() as server:
         conf = folder / "flowerconfig.py"
         conf.write_text(IMPATIENT)
-        environ = {"AICACHE_URL": server.url, "AICACHE_TEST_BROKER": broker.url, "AICACHE_NAMESPACE": NAMESPACE}
+        environ = {"AICACHE_URL": server.url, "AICACHE_TEST_BROKER": broker.url, "AICACHE_NAMESPACE": NAMESPACE, **CALM}
         environ["AICACHE_SAMPLES"] = "off"  # or what it records of an invalidation would be counted in the next test
         guard = f"--basic_auth={USER}:{PASSWORD}"
         flower = FlowerProcess(folder, conf, guard, environ=environ, prefix="/ops")

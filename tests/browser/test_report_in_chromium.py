@@ -20,7 +20,7 @@ from tests.test_cli import run
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
 
 NO_LABELS_MEET = """plots => plots.every((plot) => {
