@@ -210,6 +210,7 @@ class TestReplies:
             ("**It rained.**\n- They lost.\nThey won.", ["They lost.", "They won."]),
             ("**It rained.**\n**They lost.**", ["**It rained.**", "**They lost.**"]),
             ("It rained.\n- They lost.\n- They won.", ["It rained.", "They lost.", "They won."]),
+            ("He said: “No.”\n- They lost.\n- They won.", ["He said: “No.”", "They lost.", "They won."]),
             (
                 "The match\n- They lost.\nThe weather\n- It rained.",
                 ["The match", "They lost.", "The weather", "It rained."],
@@ -359,12 +360,18 @@ class TestReplies:
             (TEXT, "Does the text mention the mayor?"),
             (TEXT, "What does the contract leave out?"),
             (TEXT, "What does the contract not cover?"),
+            (TEXT, "Who is not mentioned in the text?"),
             (f"{TEXT} The text does not mention the mayor.", "Who is he?"),
         ],
     )
     def test_what_a_text_does_not_say_can_be_an_answer(self, text: str, question: str) -> None:
         completion = Completion("The text does not mention the mayor.", None, "m", "stop")
         assert is_complete(make_response(make_request("qa", text, question), completion, "stub"))
+
+    @pytest.mark.parametrize("question", ["Who is the author?", "When was this article written?"])
+    def test_what_is_asked_of_a_text_that_does_not_say_it_has_no_answer(self, question: str) -> None:
+        completion = Completion("The text does not mention the author.", None, "m", "stop")
+        assert not is_complete(make_response(make_request("qa", TEXT, question), completion, "stub"))
 
     @pytest.mark.parametrize(("word", "is_answer"), [("The article", True), ("A particle", False)])
     def test_what_an_article_does_not_say_of_which_the_text_tells_is_an_answer(

@@ -155,6 +155,11 @@ _ABOUT_TEXT: Final = re.compile(
     r"|what do(?:es)? .*not|it (?:say|state|tell|explain))\b",
     re.IGNORECASE,
 )
+_ASKS_FOR: Final = re.compile(
+    r"\W*(?:who|whom|whose|when|where|how)\b(?!.*(?:\b(?:not|never|missing|left out)\b|n['’]t\b|\b(?:omit|leav)))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What may be asked of a text, such as who wrote it, and has another answer than that the text does not say it."""
 
 
 def has_surrogates(text: str) -> bool:
@@ -200,7 +205,9 @@ def says_no_answer(reply: str, question: str = "", text: str = "") -> bool:
     if word in said or "".join(filter(str.isalnum, said)) == word.replace("_", ""):
         return True
     plain = reply.strip('*_"“” \n')
-    return len(plain) <= _OPENING_CHARS and _is_about_all(plain, text) and not _ABOUT_TEXT.search(question)
+    if len(plain) > _OPENING_CHARS or not _is_about_all(plain, text):
+        return False
+    return _ASKS_FOR.match(question) is not None or not _ABOUT_TEXT.search(question)
 
 
 def _is_about_all(plain: str, text: str) -> bool:
@@ -285,7 +292,7 @@ def _is_title(lines: Sequence[str], markers: Sequence[re.Match[str] | None]) -> 
         return False
     if markers[1][1] or _BOLD.fullmatch(lines[0]):
         return True
-    return all(markers[1:]) and not lines[0].rstrip("*_ ").endswith(_SENTENCE_ENDS)
+    return all(markers[1:]) and not lines[0].rstrip("*_ \"'”’»").endswith(_SENTENCE_ENDS)
 
 
 def _is_heading(line: str) -> bool:
