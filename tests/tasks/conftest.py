@@ -10,7 +10,8 @@ from celery import Celery
 
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
-from tests.cluster.nodes import WorkerProcess
+from tests.caches import PATIENT
+from tests.cluster.nodes import WorkerProcess, wait_until
 from tests.tasks.bench_tasks import LoneCelery, make_app
 
 collect_ignore = ["bench_worker.py", "redaction_worker.py"]  # for workers: importing one makes an app
@@ -45,6 +46,13 @@ def end(app: Celery) -> None:
     app.AsyncResult.__del__ = lambda self: None  # a class of this app alone
     runtime_of(app).close()  # its timings are sent while there is a server
     app.close()
+
+
+def answering(app: Celery, *workers: WorkerProcess) -> None:
+    """Wait until *workers* answer: one that says that it is ready listens to questions only a moment later."""
+    names = sorted(worker.hostname for worker in workers)
+    # A reply that comes after its question's end would be taken for one to the next: so these have time.
+    wait_until(lambda: len(app.control.ping(names, timeout=5)) == len(names), what=f"answers of {names}")
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +106,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
             "result_backend": "cache+memory://",
             "aicache_url": "memory://",
             "aicache_strict": True,
+            **PATIENT,  # also in memory: a process that stands still has spent its budget
         }
         app = LoneCelery(f"t{len(apps)}", set_as_current=False)
         app.conf.update({**defaults, **config})

@@ -18,7 +18,8 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     aicache_url=os.environ["CACHE_URL_WITH_PASSWORD"],
     aicache_secret="the secret of the keys",
-    aicache_budget_ms=2000,
+    aicache_budget_ms=5000,
+    aicache_connect_ms=5000,
     redbeat_redis_url=os.environ["CACHE_URL_WITH_PASSWORD"],
 )
 install(app)

@@ -16,6 +16,7 @@ from aicache_tasks import AIResponseCache, CachedTask, CachePolicy, SettingsErro
 from aicache_tasks.installation import warn_of_changed_bodies
 from aicache_tasks.runtime import runtime_of
 from aicache_tasks.testing import EmbeddedServer
+from tests.caches import PATIENT
 from tests.cluster.nodes import WorkerProcess
 from tests.faults import free_port
 
@@ -48,7 +49,7 @@ class Shop:
     def log_of_a_start(self, body: str, version: Any = 1, policy: dict[str, Any] | None = None, **conf: Any) -> str:
         """Write the application, start a worker, stop it once it takes tasks or ends, and return its log."""
         policy = {"operation": "condense", "version": version, **(policy or {})}
-        settings = {"aicache_url": self._server.url, "aicache_budget_ms": 2000, **conf}
+        settings = {"aicache_url": self._server.url, **PATIENT, **conf}
         (self._folder / "shop_app.py").write_text(MODULE.format(conf=settings, policy=policy, body=body))
         urls = (self._server.url, self._server.url)
         environ = {"PYTHONPATH": str(self._folder), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -140,7 +141,7 @@ def changed(valkey: EmbeddedServer, make: Make) -> Callable[..., list[str]]:
     """Return a function that makes an application of one task with a body, and checks it as a starting worker does."""
 
     def check(body: str, **policy: Any) -> list[str]:
-        app, scope = make(aicache_url=valkey.url, aicache_budget_ms=2000), {"__name__": "made"}
+        app, scope = make(aicache_url=valkey.url), {"__name__": "made"}
         exec(f"def condense(text):\n    {body}", scope)
         task = app.task(base=CachedTask, cache=policy, name="condense")(scope["condense"])
         assert task.name == "condense"
@@ -177,7 +178,7 @@ def test_an_invalidation_does_not_forget_the_body(
     valkey: EmbeddedServer, changed: Callable[..., list[str]], make: Make
 ) -> None:
     assert changed("return text") == []
-    runtime_of(make(aicache_url=valkey.url, aicache_budget_ms=2000)).cache.invalidate_all()
+    runtime_of(make(aicache_url=valkey.url)).cache.invalidate_all()
     assert changed("return 5") == ["condense"]
 
 
@@ -204,7 +205,7 @@ def test_the_step_is_added_once_and_needs_no_settings_without_cached_tasks(make:
 
 def test_stopping_drops_the_main_process_s_connections(make: Make, valkey: EmbeddedServer, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG)
-    app = make(aicache_url=valkey.url, aicache_budget_ms=2000)
+    app = make(aicache_url=valkey.url)
     task = app.task(base=CachedTask, cache={}, name="stopping")(lambda_body)
     running = starting(app)
     running.start(SimpleNamespace(app=app))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, _state
 
 from aicache_tasks import CachedTask, CachePolicy, NotCached, SettingsError
 from aicache_tasks.fingerprint import fingerprint
@@ -337,9 +337,9 @@ def test_a_text_arg_that_the_task_does_not_have_is_an_error_before_the_body_runs
         task("a")
 
 
-def test_a_task_can_be_pickled_by_name(make: Make) -> None:
+def test_a_task_can_be_pickled_by_name(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     app = make()
     task = app.task(base=CachedTask, cache={"ttl": 5}, name="pickled-by-name")(_echo)
     task("a")
-    app.set_current()
+    monkeypatch.setattr(_state._tls, "current_app", app)
     assert pickle.loads(pickle.dumps(task._get_current_object())).name == "pickled-by-name"

@@ -17,7 +17,7 @@ from aicache_tasks.settings import Settings
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.testing import EmbeddedServer
 from tests.faults import free_port
-from tests.inbox import batches
+from tests.inbox import batches, rows
 
 Make = Callable[..., Celery]
 PATIENT = {"aicache_budget_ms": 5000, "aicache_connect_ms": 5000}
@@ -170,8 +170,9 @@ class TestWhatIsShipped:
     def test_the_cache_s_size(self, valkey: EmbeddedServer, client: Any) -> None:
         cache = AIResponseCache(settings=Settings.from_mapping({"aicache_url": valkey.url, **PATIENT}), ship=True)
         cache.get_cache_stats()
-        cache.close()
-        ((row,),) = [batch.rows for batch in batches(client)]
+        assert cache.parts.outbox is not None
+        assert cache.parts.outbox.flush(30)
+        (row,) = rows(batches(client))
         assert row[1:3] == ("", "memory")
         assert row[9] == cache.monitor.memory_usage_measurements[0].total_cache_size_bytes > 100_000
 

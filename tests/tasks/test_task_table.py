@@ -13,7 +13,7 @@ from tests.cluster.nodes import wait_until
 from tests.tasks.bench_tasks import Question, counts
 from tests.tasks.conftest import Bench
 
-TIMEOUT_S = 5
+TIMEOUT_S = 30
 
 
 class Run:
