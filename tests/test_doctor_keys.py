@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
@@ -60,14 +61,14 @@ def _more_processes_are_tried_however_slow_the_first_are(monkeypatch: pytest.Mon
     monkeypatch.setattr(stability, "QUICK_S", 60.0)
 
 
-def told_of_one(annotation: Any, vary: Callable[..., Any]) -> str:
+def told_of_one(annotation: Any, **policy: Any) -> str:
     """Return the key of a task with one parameter, or what is said instead."""
 
     def body(what: Any) -> None: ...
 
     body.__annotations__["what"] = annotation
     task = make_app("redis://nobody").task(
-        base=CachedTask, name="shop.task", cache=CachePolicy(vary=vary), shared=False
+        base=CachedTask, name="shop.task", cache=CachePolicy(**policy), shared=False
     )(body)
     return stability.keys_of([task])["shop.task"]
 
@@ -146,15 +147,23 @@ class TestACallWithoutAKey:
             (lambda given: given["what"].year, stability.UNFIT),
             (lambda given: given["what"]["title"], stability.UNFIT),
             (lambda given: given["what"] + 1, stability.UNFIT),
+            (lambda given: Decimal(given["what"]), stability.UNFIT),
             (lambda given: object(), "raises KeyEncodingError"),
             (lambda given: given["nosuch"], "raises KeyError"),
         ],
-        ids=["attribute", "item", "number", "no key", "no parameter"],
+        ids=["attribute", "item", "number", "decimal", "no key", "no parameter"],
     )
     def test_may_be_of_arguments_of_which_nobody_can_know_what_fits(
         self, annotation: Any, vary: Callable[..., Any], said: str
     ) -> None:
-        assert told_of_one(annotation, vary) == said
+        assert told_of_one(annotation, vary=vary) == said
+
+    @pytest.mark.parametrize(
+        ("tag", "said"),
+        [("{what.year}", stability.UNFIT), ("{what[x]}", stability.UNFIT), ("{no}", "raises ValueError")],
+    )
+    def test_is_not_of_them_where_a_tag_names_no_parameter(self, tag: str, said: str) -> None:
+        assert told_of_one("Document", tags=(tag,)) == said
 
     @pytest.mark.parametrize(
         ("annotation", "vary", "said"),
@@ -171,7 +180,7 @@ class TestACallWithoutAKey:
     def test_may_be_of_what_nobody_can_know_that_a_list_or_dict_holds(
         self, annotation: Any, vary: Callable[..., Any], said: str
     ) -> None:
-        assert told_of_one(annotation, vary) == said
+        assert told_of_one(annotation, vary=vary) == said
 
     def test_is_a_warning_where_its_parameter_is_not_there(self, valkey: EmbeddedServer) -> None:
         app = make_app(valkey.url)

@@ -48,7 +48,7 @@ RAISES: Final = "raises "
 """Begins what is said instead of a key, or of what `vary=` gives."""
 UNFIT: Final = "made-up arguments do not fit"
 """Said instead of a key where an error may be of the arguments."""
-UNFITTING: Final = (TypeError, ValueError, AttributeError)
+UNFITTING: Final = (TypeError, ValueError, AttributeError, ArithmeticError)
 """What an argument of another type than was guessed makes a policy raise. A missing parameter is a KeyError."""
 LACKING: Final = (*UNFITTING, KeyError, IndexError)
 """What a list or dict that holds other things than was guessed makes it raise."""
@@ -193,7 +193,8 @@ def _may_be_unfit(error: Exception, task: Any) -> bool:
         return False
     made_up = [_made_up(each.annotation, None) for each in _needed(task)]
     is_filled = any(isinstance(each, list | dict) for each in made_up)
-    return isinstance(error, LACKING if is_filled else UNFITTING if None in made_up else ())
+    raised = error.__context__ if isinstance(error.__context__, KeyError) else error  # a tag template's ValueError
+    return isinstance(raised, LACKING if is_filled else UNFITTING if None in made_up else ())
 
 
 def _key(task: Any) -> str:
