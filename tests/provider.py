@@ -9,18 +9,19 @@ Without `then` it answers well: what each operation asks for, counted in tokens.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 import pytest
-
-from tests.faults import free_port
 
 MODEL = "stub-large"
 FALLBACK = "stub-small"
@@ -69,12 +70,13 @@ class Provider:
         self.answer: str | None = None
         """What it says when it answers well; else what the prompt asks for."""
         self.asked: list[Asked] = []
-        self.connections = 0
+        self.numbers = itertools.count(1)
+        """Of the connections."""
         self.gone = threading.Event()
         """Set when a client left while it was answered."""
         self._closing = threading.Event()
         self._server = _Server(self)
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -104,6 +106,7 @@ class Provider:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 128  # a connection that finds no room would be tried again a second later
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
@@ -124,8 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.provider = self.server.provider
-        self.provider.connections += 1
-        self.number = self.provider.connections
+        self.number = next(self.provider.numbers)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -172,9 +174,12 @@ class Handler(BaseHTTPRequestHandler):
         return {**whole, "model": dated, **changed}
 
 
-def refused_url() -> str:
-    """Return a URL where nothing listens."""
-    return f"http://127.0.0.1:{free_port()}/v1"
+@contextmanager
+def refused() -> Iterator[str]:
+    """Give a URL where nothing listens: the port is held, so that nobody else gets it meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}/v1"
 
 
 def good(**changed: Any) -> Behaviour:
@@ -313,22 +318,15 @@ def no_schema(handler: Handler) -> None:
     good()(handler)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Provider]:
-    """A running server."""
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+    """A server of the test's own; waits between attempts are short.
+
+    A request that a caller gave up may reach a busy server long after: it must not be counted in another test.
+    """
     import workers.engines.openai_http  # noqa: F401 - loads the SDK, which takes longer than a test's time limit
 
+    monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.01)
     running = Provider()
     yield running
     running.close()
-
-
-@pytest.fixture
-def provider(server: Provider, monkeypatch: pytest.MonkeyPatch) -> Provider:
-    """The server, answering well and asked nothing yet; waits between attempts are short."""
-    monkeypatch.setattr("workers.engines.retrying.FIRST_WAIT_S", 0.01)
-    server.recover()
-    server.answer = None
-    server.asked.clear()
-    server.gone.clear()
-    return server

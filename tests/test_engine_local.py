@@ -17,6 +17,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from aicache_tasks.errors import SettingsError
 from aicache_tasks.work import Work
+from tests.provider import refused
 from workers.articles import ARTICLES
 from workers.engines import load_engine
 from workers.engines.base import NO_ANSWER, Completion, EmptyReply, EngineRequest, TruncatedReply, UnparsableReply
@@ -175,11 +176,12 @@ def served(pieces: list[bytes], pause_s: float = 0.0) -> Iterator[str]:
                 connection.recv(65_536)
                 for piece in pieces:
                     connection.sendall(piece)
-                    time.sleep(pause_s)
+                    left.wait(pause_s)
 
-        thread = threading.Thread(target=serve, daemon=True)
+        left, thread = threading.Event(), threading.Thread(target=serve, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        left.set()
         thread.join(10)
 
 
@@ -208,9 +210,9 @@ class TestEnvironment:
 
     def test_a_server_that_does_not_close_after_its_reply_is_understood_at_once(self) -> None:
         body, began = b'{"data": [{"id": "m-7"}]}', time.monotonic()
-        with served([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)], pause_s=2) as url:
+        with served([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)], pause_s=30) as url:
             assert served_model(url) == "m-7"
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 4
 
     @pytest.mark.parametrize(
         ("reply", "detail"),
@@ -236,11 +238,11 @@ class TestEnvironment:
         monkeypatch.setattr("workers.engines.local.NAME_S", 0.4)
         began = time.monotonic()
         with (
-            served([begin, *[b" "] * 100], pause_s=0.05) as url,
+            served([begin, *[b" "] * 600], pause_s=0.05) as url,
             pytest.raises(SettingsError, match=r"in time|timed out"),
         ):
             served_model(url)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
 
     def test_a_url_that_is_none_is_an_error_that_names_the_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(MODEL_VARIABLE, "m-1")
@@ -252,8 +254,7 @@ class TestEnvironment:
 
     def test_without_its_name_a_server_that_is_not_there_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(MODEL_VARIABLE, raising=False)
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-        monkeypatch.setenv(URL_VARIABLE, f"http://127.0.0.1:{port}/v1")
-        with pytest.raises(SettingsError, match=f"{URL_VARIABLE}: no model server at http://127.0.0.1:{port}/v1"):
-            make_engine()
+        with refused() as url:
+            monkeypatch.setenv(URL_VARIABLE, url)
+            with pytest.raises(SettingsError, match=f"{URL_VARIABLE}: no model server at {url}"):
+                make_engine()
