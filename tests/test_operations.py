@@ -403,6 +403,7 @@ class TestReplies:
             ("The mill closed.</s><s>The", "stop", UnparsableReply),
             ("<｜Assistant｜>The mill closed.", "stop", UnparsableReply),
             ("<|im_end|>\n</s>", "stop", EmptyReply),
+            ("The mill closed." + "</s>" * 25_000, "stop", UnparsableReply),
             ("◁think▷The user wants", "stop", TruncatedReply),
             ("analysisThe user wants a summary.", "stop", TruncatedReply),
             ("I'm sorry, but I can't help with that.", "stop", RefusedReply),

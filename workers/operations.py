@@ -232,17 +232,18 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     """Return the stripped reply.
 
     Raises:
-        FailedReply, RefusedReply, TruncatedReply, EmptyReply: by the finish reason first, then by the text.
+        FailedReply, RefusedReply, TruncatedReply, UnparsableReply, EmptyReply: by the finish reason first, then by the text.
     """
-    operation, reply = request.operation, without_turn(completion.text, _known_tags(request)).strip()
+    operation, text = request.operation, completion.text.strip()
     if completion.finish_reason in ("content_filter", "refusal"):
         raise RefusedReply(operation, f"finish reason {completion.finish_reason}")
     if completion.finish_reason == "length":
         raise TruncatedReply(operation, "finish reason length")
     if completion.finish_reason != "stop":
         raise FailedReply(operation, "the engine did not finish")
-    if len(reply) > MAX_REPLY_CHARS:
+    if len(text) > MAX_REPLY_CHARS:
         raise UnparsableReply(operation, f"longer than {MAX_REPLY_CHARS:,} characters")
+    reply = without_turn(text, _known_tags(request)).strip()
     if not can_be_seen(reply):
         raise EmptyReply(operation, "no text that can be seen")
     _check_words(request, reply)
