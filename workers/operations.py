@@ -232,7 +232,8 @@ def usable_text(request: EngineRequest, completion: Completion) -> str:
     """Return the stripped reply.
 
     Raises:
-        FailedReply, RefusedReply, TruncatedReply, UnparsableReply, EmptyReply: by the finish reason first, then by the text.
+        FailedReply, RefusedReply, TruncatedReply, UnparsableReply, EmptyReply: by the finish reason first, then by the
+            text.
     """
     operation, text = request.operation, completion.text.strip()
     if completion.finish_reason in ("content_filter", "refusal"):
