@@ -6,7 +6,6 @@ In: what each worker answers to ``inspect cache_policy``, and what this process 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -150,8 +149,14 @@ def _raises(answer: Answer, task: str, field: str) -> bool:
 
 
 def _place(answer: Answer) -> str:
-    """Return where the cache is, whoever logs in there."""
-    return label(re.sub("//.*@", "//", str(answer.get("url") or "no server")), 200)
+    """Return where the cache is, whoever logs in there.
+
+    >>> _place({"url": "redis://ann:********@cache/0?client_name=web@host"})
+    'redis://cache/0?client_name=web@host'
+    """
+    url, mark, options = str(answer.get("url") or "no server").partition("?")
+    scheme, slashes, rest = url.partition("//")
+    return label(scheme + slashes + rest.rpartition("@")[2] + mark + options, 200)
 
 
 def _where(place: str) -> tuple[str, int, str] | str:
