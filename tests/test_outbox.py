@@ -396,7 +396,7 @@ class TestFaults:
 class TestBreakers:
     def test_no_look_up_carries_while_writes_are_known_to_fail(self, box: Any, client: Any) -> None:
         one = box(aicache_ship_every=1)
-        one.guard.writes._min_s = 600.0
+        one.guard.writes._min_s = one.guard.writes._max_s = 600.0
         one.guard.writes.failed("OOM")
         one.add(1)
         one.read()
@@ -415,7 +415,7 @@ class TestBreakers:
         self, box: Any, client: Any
     ) -> None:
         one = box(aicache_ship_every=1)
-        one.guard.reads._min_s = 600.0
+        one.guard.reads._min_s = one.guard.reads._max_s = 600.0
         one.guard.reads.failed("TimeoutError")
         one.add(1)
         with pytest.raises(BreakerOpen):
