@@ -62,17 +62,19 @@ def twice(self: Any, text: str) -> str:
 
 
 class SlowEnd(CachedTask):
-    """Ends long after its body."""
+    """Ends long after its body, and not before its gate is open."""
 
     abstract = True
 
-    def on_success(self, *_: Any) -> None:
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         time.sleep(DELAY_S + 1)
+        while not Path(args[0]).exists():
+            time.sleep(0.01)
 
 
 @app.task(base=SlowEnd, cache=CachePolicy(operation="slow end"), shared=False)
-def slow_end(text: str) -> str:
-    return text
+def slow_end(gate: str) -> str:
+    return gate
 
 
 @app.task(base=CachedTask, cache=CachePolicy(operation="gated"), shared=False)

@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -43,6 +44,7 @@ from tests.tasks.test_redaction import watching
 
 MODULE = "tests.tasks.remote_worker"
 TIMEOUT_S = 20
+pytestmark = pytest.mark.timeout(180)  # two Flowers and a worker start
 OURS = re.compile("task-cache-")
 RETURNED = ("miss", "hit", "shown", "deep", "bypass", "slow", "retried")
 
@@ -117,8 +119,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
             with watching(app) as events, running(flower), ExitStack() as stack:
                 worker.ready()
                 wait_until(lambda: client.scard("_kombu.binding.celeryev") == 2, TIMEOUT_S, "the receivers of events")
-                unknown = str(app.send_task(f"{MODULE}.figures", ("before Flower",)).id)
-                with held_once_ended(unknown, worker, events):
+                with held_once_ended(app, worker, events) as unknown:
                     stack.enter_context(running(tab := start(conf_of_the_package())))
                     made = Watch(app, worker, flower, tab, events, unknown).once_it_is_watched()
                 yield made
@@ -128,26 +129,35 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
 
 
 @contextmanager
-def held_once_ended(task_id: str, worker: WorkerProcess, events: list[dict[str, Any]]) -> Iterator[None]:
-    """Wait for the end of a task, and hold up what is told of it."""
-    of = lambda: [event["type"] for event in list(events) if event.get("uuid") == task_id]  # noqa: E731
-    wait_until(lambda: "task-succeeded" in of(), TIMEOUT_S, "the end")
+def held_once_ended(app: Celery, worker: WorkerProcess, events: list[dict[str, Any]]) -> Iterator[str]:
+    """Call a task, wait for its end, and hold up what is told of it; yield its id."""
     children = worker.child_pids()
-    for child in children:
-        os.kill(child, signal.SIGSTOP)
     try:
-        assert of()[-1] == "task-succeeded", "it was told of already"
-        yield
+        yield wait_until(lambda: ended_and_held(app, children, events), TIMEOUT_S, "a call that is not told of yet")
     finally:
         for child in children:
             os.kill(child, signal.SIGCONT)
 
 
+def ended_and_held(app: Celery, children: list[int], events: list[dict[str, Any]]) -> str:
+    """Call a task, and freeze *children* once it has ended; return its id, "" if it was told of before that."""
+    task_id = str(app.send_task(f"{MODULE}.figures", (f"before Flower {uuid.uuid4()}",)).id)
+    of = lambda: [event["type"] for event in list(events) if event.get("uuid") == task_id]  # noqa: E731
+    for child in children:
+        os.kill(child, signal.SIGCONT)
+    wait_until(lambda: "task-succeeded" in of(), TIMEOUT_S, "the end")
+    for child in children:
+        os.kill(child, signal.SIGSTOP)
+    return task_id if of()[-1] == "task-succeeded" else ""
+
+
 @pytest.fixture(scope="module")
 def calls(watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Call tasks that end in each way; return their ids once all is told."""
-    slow = watch.send("slow_end", "text")
+    slow_gate = tmp_path_factory.mktemp("gate") / "open"
+    slow = watch.send("slow_end", str(slow_gate))
     made = {"slow": slow.id, "late": late(watch, tmp_path_factory.mktemp("gate") / "open")}
+    slow_gate.touch()  # `late` kept the worker from telling of any end
     made |= {"miss": watch.call("shout", "text"), "hit": watch.call("shout", "text")}
     made["shown"] = watch.call("opened", "text", size=2)
     made["deep"] = watch.call("opened", "text", size=[{"a": [{"b": 1}]}])
@@ -165,6 +175,9 @@ def calls(watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     gate.touch()
     for task_id in (*(made[name] for name in (*RETURNED, *again)), *last):
         watch.told(task_id)
+    for flower in (watch.flower, watch.tab):  # so that both have all that came before, too
+        count = partial(watch.counted, "task-cache-miss", "gated", flower)
+        wait_until(lambda count=count: count() == 3, TIMEOUT_S, "what Flower is told")
     return made
 
 
@@ -195,7 +208,6 @@ def test_a_flower_with_the_tab_shows_no_call_before_its_task_s_end_is_told(watch
             TIMEOUT_S,
             "the end",
         )
-        wait_until(lambda flower=flower: watch.counted("task-cache-miss", "gated", flower) == 3, TIMEOUT_S)
         assert calls["hit"] in watch.shown(flower, search="kwargs:cache=hit", state="SUCCESS")
 
 
@@ -282,12 +294,16 @@ def test_flower_s_page_of_a_worker_has_the_cache_s_line(watch: Watch, calls: dic
 
 
 def line_in_flower(watch: Watch) -> bool:
-    workers = watch.flower.get(f"/api/workers?{urlencode({'refresh': 1, 'workername': watch.worker.hostname})}").json
+    """Ask Flower, whose workers have a second for their answers, for the line."""
+    reply = watch.flower.get(f"/api/workers?{urlencode({'refresh': 1, 'workername': watch.worker.hostname})}")
+    workers = reply.json if reply.status == 200 else {}
     return "hits" in workers.get(watch.worker.hostname, {}).get("stats", {}).get("aicache", {})
 
 
 @pytest.mark.soak
-def test_no_state_changes_while_a_result_waits_for_its_backend_nor_where_a_task_is_terminated_as_it_ends() -> None:
+def test_no_state_changes_while_a_result_waits_for_its_backend_nor_where_a_task_is_terminated_as_it_ends(
+    tmp_path: Path,
+) -> None:
     with EmbeddedServer() as queue, EmbeddedServer() as backend, EmbeddedServer() as cache:
         worker = WorkerProcess(MODULE, queue.url, backend.url, cache.url, extra_args=["-E"], name="late").start()
         app = LoneCelery("caller", broker=queue.url, backend=backend.url, set_as_current=False)
@@ -298,24 +314,25 @@ def test_no_state_changes_while_a_result_waits_for_its_backend_nor_where_a_task_
                 def types(task_id: str) -> list[str]:
                     return [event["type"] for event in list(events) if event.get("uuid") == task_id]
 
-                def sent_and_started(name: str) -> str:
-                    task_id = str(app.send_task(f"{MODULE}.{name}", ("text",)).id)
+                def sent_and_started(name: str, text: str) -> str:
+                    task_id = str(app.send_task(f"{MODULE}.{name}", (text,)).id)
                     wait_until(lambda: "task-started" in types(task_id), TIMEOUT_S)
                     return task_id
 
                 app.send_task(f"{MODULE}.shout", ("warm",)).get(timeout=TIMEOUT_S)
                 backend.pause()
                 try:
-                    kept = sent_and_started("shout")
+                    kept = sent_and_started("shout", "text")
                     time.sleep(DELAY_S + 1.5)
                     assert types(kept)[-1] == "task-started"
                 finally:
                     backend.resume()
                 wait_until(lambda: len(types(kept)) == 4, TIMEOUT_S)
                 assert types(kept)[-2:] == ["task-succeeded", "task-cache-miss"]
-                gone = sent_and_started("slow_end")
+                gone = sent_and_started("slow_end", str(tmp_path / "is never open"))
                 time.sleep(0.5)  # the body has returned
                 app.control.revoke(gone, terminate=True)
+                wait_until(lambda: "task-revoked" in types(gone), TIMEOUT_S)
                 time.sleep(DELAY_S + 1.5)
                 assert types(gone)[-1] == "task-revoked"
                 assert not any(map(OURS.match, types(gone)))
@@ -558,14 +575,16 @@ def test_what_waits_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("tell", [True, False])
-def test_a_process_that_ends_tells_at_once_or_not_at_all(tell: bool) -> None:
+def test_a_process_that_ends_tells_at_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch, tell: bool) -> None:
+    monkeypatch.setattr("aicache_tasks.events._END_S", float(TIMEOUT_S))
     app = Dispatcher()
     events = CallEvents(app, 1.0)
+    events._delay_s = 600.0
     for number in range(3):
         tell_of(events, request(number))
-    began_s = time.time()
+    began_s = time.monotonic()
     events.end(tell=tell)
-    assert time.time() - began_s < DELAY_S / 2
+    assert time.monotonic() - began_s < TIMEOUT_S
     assert len(app.sent) == (3 if tell else 0)
     assert events._thread is not None
     events._thread.join(TIMEOUT_S)
