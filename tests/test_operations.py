@@ -123,7 +123,7 @@ class TestReplies:
             "operation": "summarize",
             "success": True,
             "result": "The mill closed.",
-            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 3},
+            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 4},
         }
 
     @pytest.mark.parametrize(("operation", "reply"), [("summarize", "x" * 9), ("qa", "May.")])
@@ -205,6 +205,8 @@ class TestReplies:
             ("+5 degrees", ["+5 degrees"]),
             ("It rained.\nSure!\nThese were lost:\n- jobs", ["It rained.", "Sure!", "These were lost:", "jobs"]),
             ("- It rained.\n**Sport:**\n- They lost.", ["It rained.", "**Sport:**", "They lost."]),
+            ("- Rest.\nIf you have any pain, see a doctor.", ["Rest.", "If you have any pain, see a doctor."]),
+            ("- Rest.\nIf you have any other questions, ask.", ["Rest."]),
             ("Who paid?\nWould you like me to go?", ["Who paid?", "Would you like me to go?"]),
             ("Here is what the text answers.\n1. Who?\n2. Why?\nNo more.", ["Who?", "Why?", "No more."]),
             ("**It rained.**\n- They lost.\nThey won.", ["They lost.", "They won."]),

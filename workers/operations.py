@@ -45,7 +45,7 @@ MAX_REPLY_CHARS: Final = 100_000
 SENTIMENTS: Final = ("positive", "negative", "neutral", "mixed")
 
 PROMPT_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"summarize": 3, "sentiment": 3, "key_points": 3, "questions": 3, "qa": 3}
+    {"summarize": 4, "sentiment": 4, "key_points": 4, "questions": 4, "qa": 4}
 )
 """Part of the cache key: raise an operation's number whenever its prompt or its post-processing changes."""
 

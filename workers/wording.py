@@ -26,7 +26,7 @@ _BOLD: Final = re.compile(r"\*\*[^*]+\*\*|__[^_]+__")
 _SENTENCE_ENDS: Final = (".", "?", "!", "。", "？", "！")
 _CLOSING: Final = re.compile(
     r"(?:please )?(?:let me know\b|feel free to\b|i hope (?:this|these|that) |(?:would you like|do you want) me to\b"
-    r"|if you (?:need|want|have|would like) (?:any|more|further|me to)\b)",
+    r"|if you (?:(?:need|want|would like) (?:any|more|further|me to)|have (?:any )?(?:\w+ )?questions?)\b)",
     re.IGNORECASE,
 )
 _SEEN: Final = frozenset("LNPS")
