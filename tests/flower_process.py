@@ -73,11 +73,15 @@ class FlowerProcess:
 
     def wait(self) -> FlowerProcess:
         """Wait until it answers."""
-        eventually(self._answers, within_s=30)
+        eventually(self._answers, within_s=120)
         return self
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Ask it to end; `stop` waits for that."""
         self._process.terminate()
+
+    def stop(self) -> None:
+        self.end()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -109,6 +113,8 @@ def running(*processes: FlowerProcess) -> Iterator[None]:
             process.wait()
         yield
     finally:
+        for process in processes:
+            process.end()
         for process in processes:
             process.stop()
 

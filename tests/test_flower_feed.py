@@ -13,6 +13,7 @@ from celery import Celery
 from prometheus_client import REGISTRY, Metric
 from prometheus_client.registry import Collector
 
+from aicache_tasks.invalidation import ADMIN_BUDGET_S
 from aicache_tasks.records import Sample
 from aicache_tasks.reports.flower import snapshot
 from aicache_tasks.reports.flower.feed import Feed
@@ -66,7 +67,9 @@ def commands(client: Any) -> int:
 
 
 class TestSharing:
-    def test_ten_viewers_at_once_are_one_reader(self, feed: Feed, app: Celery, client: Any) -> None:
+    def test_ten_viewers_at_once_are_one_reader(self, feed: Feed, own_server: EmbeddedServer) -> None:
+        """On a server of its own: what other tests left behind says goodbye to theirs when it is collected."""
+        app, client = make_app(own_server.url), own_server.client()
         count_up(app, calls(50, [time.time()], ["shout"]))
         read(feed, app)  # what a first connection asks
         feed.forget()
@@ -82,6 +85,7 @@ class TestSharing:
         documents = asyncio.run(viewers(10))
         assert commands(client) - before == for_one > 1
         assert all(document is documents[0] for document in documents)
+        client.close()
 
     def test_it_is_good_for_some_seconds_and_then_read_anew(
         self, feed: Feed, app: Celery, clock: Clock, client: Any
@@ -176,14 +180,15 @@ class TestStates:
         assert document["advice"]["todo"][0].startswith(helps)
         assert document["advice"]["todo"][-1].endswith("Only changed settings need a restart, here of Flower.")
 
-    def test_a_frozen_server_is_not_waited_for(self, own_server: EmbeddedServer) -> None:
-        app, feed = make_app(own_server.url), Feed(limit_s=0.3)
+    def test_a_frozen_server_is_not_waited_for(self, own_server: EmbeddedServer, clock: Clock) -> None:
+        app, feed = make_app(own_server.url), Feed(limit_s=0.3, clock=clock)
         count_up(app, calls(20, [time.time()], ["shout"]))
+        eventually(lambda: read(feed, app, Asked("1h"))["state"] == "ok")
         sound = read(feed, app, Asked("1h"))
         own_server.pause()
         began = time.monotonic()
         document = read(feed, app, DAY)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < ADMIN_BUDGET_S - 1, "that long the reader waits"
         assert (document["state"], "total" in document) == ("slow", False)
         feed.forget()
         kept = read(feed, app, Asked("1h"))
@@ -209,7 +214,7 @@ class TestStates:
             own_server.resume()
         went_on = time.monotonic()
         assert fault.until > went_on + 10
-        eventually(lambda: read(feed, app)["state"] == "ok", within_s=5)
+        eventually(lambda: read(feed, app)["state"] == "ok", within_s=9)
         assert read(feed, app)["total"] == sound["total"]
         feed.close()
 

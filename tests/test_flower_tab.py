@@ -27,6 +27,9 @@ from tests.faults import black_hole
 from tests.flower_process import LOGIN, PASSWORD, ROOT, USER, FlowerProcess, conf_of_the_package, running
 from tests.reported import HOSTILE, calls, count_up, make_app, send
 
+pytestmark = pytest.mark.timeout(240)
+"""The first test waits for five Flowers to start."""
+
 PACKAGE = ROOT / "aicache_tasks" / "reports" / "flower"
 ASSETS = sorted(path for path in PACKAGE.rglob("*") if path.suffix in {".html", ".js", ".css"})
 FORMULAS = ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1")
@@ -34,6 +37,10 @@ MARKUP = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
 NAMES = ["summarize", "qa", HOSTILE, MARKUP, *FORMULAS]
 HOUR = 3600
 OWN_CONF = "from aicache_tasks.reports.flower import install_tab\ninstall_tab()\ninstall_tab()\n"
+CALM = {"AICACHE_BUDGET_MS": "5000", "AICACHE_CONNECT_MS": "5000"}
+"""A machine that stalls must not turn a server that is there into one that is away."""
+HANGS_S = 3.0
+"""How long the Flower whose server swallows all tries to connect: who waited for it would wait longer than a stall."""
 OTHER_FLOWER = "import flower\nflower.__version__ = '2.3.0'\n" + OWN_CONF
 
 
@@ -66,10 +73,11 @@ def flowers(shop: Celery, other_shop: Celery, tmp_path_factory: pytest.TempPathF
     own.write_text(OWN_CONF)
     other.write_text(OTHER_FLOWER)
     url = runtime_of(shop).settings.require_url()
-    here = {"AICACHE_URL": url, "AICACHE_TEST_BROKER": url.replace("/0", "/1")}
+    here = {"AICACHE_URL": url, "AICACHE_TEST_BROKER": url.replace("/0", "/1"), **CALM}
     may = {"AICACHE_FLOWER_INVALIDATE": "1", "AICACHE_NAMESPACE": runtime_of(other_shop).settings.namespace}
     with black_hole() as nowhere:
         lost = here | {"AICACHE_URL": nowhere, "FLOWER_UNAUTHENTICATED_API": "true"}
+        lost["AICACHE_CONNECT_MS"] = f"{HANGS_S * 1000:.0f}"
         guarded = ("--basic_auth=" + f"{USER}:{PASSWORD}",)
         found = SimpleNamespace(
             guarded=FlowerProcess(folder, conf_of_the_package(), *guarded, environ=here, prefix="/ops"),
@@ -336,7 +344,7 @@ class TestAServerThatSwallowsAll:
         assert flowers.lost.get("/aicache").status == 200
         began = time.monotonic()
         document = data(flowers.lost)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 8, "the page gives up after 12 s"
         assert document["state"] in {"down", "slow"}
         assert len(document["advice"]["todo"]) >= 2
         assert document["place"]["url"].startswith("redis://127.0.0.1:")
@@ -352,7 +360,7 @@ class TestAServerThatSwallowsAll:
             began = time.monotonic()
             assert flowers.lost.get("/workers?json=1").status == 200
             slowest_s = max(slowest_s, time.monotonic() - began)
-        assert slowest_s < 1
+        assert slowest_s < HANGS_S - 0.5
 
 
 class TestAnotherFlower:

@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aicache_tasks.reports.tables import Column, Screen, Table, fit
@@ -15,20 +15,25 @@ from aicache_tasks.reports.wording import MAX_LABEL, bar, duration, label, numbe
 from tests.reported import HOSTILE
 
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=300)
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine that stalls is no fault of an example."""
 
 
 class TestLabels:
+    @unhurried
     @given(texts)
     def test_nothing_in_a_label_is_an_order_to_a_terminal(self, text: str) -> None:
         shown = label(text)
         assert {unicodedata.category(char) for char in shown}.isdisjoint({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
         shown.encode()
 
+    @unhurried
     @given(texts)
     def test_a_label_takes_no_more_room_than_it_may(self, text: str) -> None:
         assert width(label(text)) <= MAX_LABEL
         assert len(label(text)) <= 4 * MAX_LABEL
 
+    @unhurried
     @given(st.text(max_size=20), st.text(max_size=20))
     def test_two_short_names_that_differ_look_different(self, one: str, other: str) -> None:
         assert one == other or "…" in label(one) + label(other) or label(one) != label(other)
@@ -41,16 +46,19 @@ class TestLabels:
 
 
 class TestFigures:
+    @unhurried
     @given(st.integers(0, 2**70), st.integers(0, 2**70))
     def test_figures_are_short(self, one: int, other: int) -> None:
         assert max(len(duration(one)), len(size(one)), len(number(one))) <= 20
         assert len(percent(one / max(one, other, 1))) <= 7
 
+    @unhurried
     @given(st.floats(0, 1))
     def test_only_all_is_100_percent_and_only_nothing_is_0(self, share: float) -> None:
         assert (percent(share) == "100 %") == (share == 1)
         assert (percent(share) == "0 %") == (share == 0)
 
+    @unhurried
     @given(st.lists(st.integers(0, 2**60), max_size=300), st.booleans())
     def test_a_sparkline_is_never_longer_than_it_may_be(self, values: list[int], plain: bool) -> None:
         assert len(spark(values, 16, plain=plain)) <= 16
