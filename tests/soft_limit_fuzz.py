@@ -34,7 +34,7 @@ class HandlerTimeout(TimeoutError):  # noqa: N818 - an event
 
 class Fuzz:
     def __init__(self, url: str, parser: str) -> None:
-        self.store = RedisStore(url)
+        self.store = RedisStore(url, connect_s=5.0)
         if parser == "pure":
             from redis._parsers import _RESP2Parser
 
@@ -83,19 +83,19 @@ def main(url: str, handler: str, parser: str, reads: str) -> None:
         thread.start()
     left = int(reads)
     while left > 0:
+        before = sum(fuzz.counts.values())
         try:
             signal.signal(number, fuzz.handler)
-            before = sum(fuzz.counts.values())
             fuzz.read(min(left, 500))
         except (Limit, HandlerTimeout):  # outside a call
             pass
+        while True:  # nothing is interrupted that nobody catches
+            try:
+                signal.signal(number, signal.SIG_IGN)
+                break
+            except (Limit, HandlerTimeout):
+                pass
         left -= max(sum(fuzz.counts.values()) - before, 1)
-    while True:
-        try:
-            signal.signal(number, signal.SIG_IGN)
-            break
-        except (Limit, HandlerTimeout):
-            pass
     fuzz.done.set()
     for thread in threads:
         thread.join()
