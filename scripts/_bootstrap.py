@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL
@@ -27,6 +27,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "made-from"
+LOG = "install.log"
 CALLERS_PATH = "AICACHE_CALLERS_PATH"
 """Holds the caller's PYTHONPATH, which the environment itself does not follow: it would shadow what the lock names."""
 CALLERS_FOLDER = "AICACHE_CALLERS_FOLDER"
@@ -39,6 +40,14 @@ CAUSES = (
     (r"ensurepip is not available", "this Python cannot make environments; on Debian: apt install python3-venv"),
     (r"NewConnectionError|NameResolutionError|Retrying \(", "the package index cannot be reached"),
 )
+PASSING = re.compile(
+    r"Retrying \(|Could not fetch URL|HTTP error (?:429|5)|imed out|IncompleteRead|Connection broken|NOT MATCH THE HASH"
+)
+"""In pip's log where the index, or the way to it, failed: another attempt may do better, and pip keeps what it has."""
+PAUSES_S = (5.0, 30.0)
+"""Before each other attempt."""
+SLOW_INDEX = {"PIP_DEFAULT_TIMEOUT": "60"}
+"""Instead of 15 s, unless the caller says otherwise: a mirror may have to fetch a package before it sends any of it."""
 
 
 class Failure(Exception):  # noqa: N818 - names an event
@@ -134,7 +143,8 @@ def _alone() -> Iterator[None]:
 def _pip_environ(environ: dict[str, str]) -> dict[str, str]:
     """pip asks nothing, and downloads are kept in the checkout: HOME may be empty, read-only or another's."""
     quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore"}
-    return {**environ, **quiet, "XDG_CACHE_HOME": str(ROOT / ".cache")}  # ensurepip drops all PIP_ variables
+    # In the place of PIP_CACHE_DIR: ensurepip drops all PIP_ variables.
+    return {**SLOW_INDEX, **environ, **quiet, "XDG_CACHE_HOME": str(ROOT / ".cache")}
 
 
 def _install(lock: Path, place: Path, environ: dict[str, str]) -> None:
@@ -143,22 +153,34 @@ def _install(lock: Path, place: Path, environ: dict[str, str]) -> None:
     _say(f"installing up to {packages} packages into {place.name} (once) ... ")
     pip = [str(place / "bin" / "python"), "-m", "pip", "install", "--no-deps"]
     _run([sys.executable, "-m", "venv", str(place)], place, environ)
-    _run([*pip, "--require-hashes", "--only-binary=:all:", "-r", str(lock)], place, environ)
+    _run([*pip, "--require-hashes", "--only-binary=:all:", "-r", str(lock)], place, environ, PAUSES_S)
     _run([*pip, "--no-build-isolation", "--no-index", "-e", str(ROOT)], place, environ)
     _say(f"{time.monotonic() - began:.0f} s\n")
 
 
-def _run(command: list[str], place: Path, environ: dict[str, str]) -> None:
-    log = place / "install.log"
-    with log.open("ab") as output:
+def _run(command: list[str], place: Path, environ: dict[str, str], pauses_s: Sequence[float] = ()) -> None:
+    """Run *command*; again after each of *pauses_s* while the index, or the way to it, fails."""
+    for pause_s in (*pauses_s, None):
+        log = _said(command, place, environ)
+        if log is None:
+            return
+        if pause_s is None or not PASSING.search(log):
+            break
+        _say(f"{_cause(log)}; once more in {pause_s:.0f} s ... ")
+        time.sleep(pause_s)
+    _say("failed\n")
+    raise Failure(f"{_cause(log)} (all of it: {place / LOG})")
+
+
+def _said(command: list[str], place: Path, environ: dict[str, str]) -> str | None:
+    """Run *command*; return None if it did what it should, else what it wrote."""
+    with (place / LOG).open("ab") as output:
+        before = output.tell()
         # The lock's descriptor goes to the child: if we are killed, the next command waits for the child.
         done = subprocess.run(
             command, env=environ, cwd=place, check=False, close_fds=False, stdin=DEVNULL, stdout=output, stderr=output
         )
-    if done.returncode == 0:
-        return
-    _say("failed\n")
-    raise Failure(f"{_cause(log.read_text(errors='replace'))} (all of it: {log})")
+    return None if done.returncode == 0 else (place / LOG).read_bytes()[before:].decode(errors="replace")
 
 
 def _cause(log: str) -> str:

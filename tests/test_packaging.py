@@ -150,6 +150,40 @@ def test_the_callers_path_is_handed_on_under_another_name_and_whole_and_his_fold
     assert done.stdout.splitlines() == ["None", path, str(tmp_path.resolve()), str(ROOT)]
 
 
+ATTEMPTS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import _bootstrap
+pip = "import sys; print('pip', file=open('attempts', 'a')); print(sys.argv[1]); sys.exit(len([*open('attempts')]) < 3)"
+_bootstrap._run([sys.executable, "-c", pip, sys.argv[2]], Path.cwd(), {}, (0.0, 0.0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "attempts", "said"),
+    [
+        ("ReadTimeoutError: Read timed out.", 3, ""),
+        ("WARNING: Retrying (Retry(total=4)) after NewConnectionError", 3, ""),
+        ("ERROR: No matching distribution found for x==1", 1, "no wheel of x==1 for "),
+        ("OSError: [Errno 28] No space left on device", 1, "the disk is full"),
+    ],
+)
+def test_what_the_index_could_not_give_is_asked_for_again_and_nothing_else_is(
+    tmp_path: Path, log: str, attempts: int, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS, str(ROOT / "scripts"), log],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (tmp_path / "attempts").read_text().count("pip") == attempts
+    assert (done.returncode == 0) == (not said)
+    assert said in done.stderr
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A checkout whose lock names a package that no index has."""
@@ -162,6 +196,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(240)  # it makes two environments
 def test_a_wheel_that_is_missing_gives_one_line_and_the_next_run_starts_over(clone: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1", "HOME": str(clone / "empty")}
     for _ in range(2):
