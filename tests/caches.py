@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from aicache_tasks import AIResponseCache
@@ -66,7 +67,19 @@ def looked_up(cache: AIResponseCache, operation: str, number: int = 0, tags: lis
     return call
 
 
-def forget_samples() -> None:
-    """Drop what waits here: caches of earlier tests would send it to a server that a later test has emptied."""
+def lifetime_ms(client: Any, key: str, stored_from_s: float) -> tuple[float, float]:
+    """Return the least and the most ms for which *key* was stored, at some time since *stored_from_s* (epoch)."""
+    ends_ms = client.pexpiretime(key)
+    return ends_ms - 1000 * time.time(), ends_ms - 1000 * stored_from_s
+
+
+def forget_samples(within_s: float = 2.0) -> None:
+    """Drop what waits here: caches of earlier tests would send it to a server that a later test has emptied.
+
+    What a thread is sending at this moment arrives first.
+    """
+    deadline = time.monotonic() + within_s
     for outbox in list(background._OUTBOXES):
+        while getattr(outbox, "_claimed", None) is not None and time.monotonic() < deadline:
+            time.sleep(0.002)
         outbox.after_fork()

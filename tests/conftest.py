@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from aicache_tasks.stores.redis import RedisStore
 from aicache_tasks.testing import EmbeddedServer
 from tests import rights
 from tests.caches import forget_samples
-from tests.faults import free_port
 
 
 def _redis62_binary() -> Path | None:
@@ -32,6 +32,12 @@ REDIS_62 = _redis62_binary()
 SERVERS = ["valkey", "redis62"] if REDIS_62 else ["valkey"]
 if os.environ.get("AICACHE_TEST_ACL"):
     rights.restrict_new_servers()
+if importlib.util.find_spec("hypothesis"):  # the browser's tests and the deployment's do without
+    from hypothesis import HealthCheck, settings
+
+    # A machine that stands still for a moment is no slow example.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 def pytest_report_header() -> str:
@@ -45,6 +51,13 @@ def _warnings_are_logged() -> None:
     """A worker that a test ran in this process may have raised or lowered the loggers' levels."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("aicache_tasks").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_samples() -> Iterator[None]:
+    """They would be sent during later tests, and these be warned of servers that are gone."""
+    yield
+    forget_samples()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,9 +127,11 @@ def client(valkey: EmbeddedServer) -> Iterator[Any]:
 
 
 @pytest.fixture
-def refused_url() -> str:
-    """The URL of a server that is not there: nothing listens on the port."""
-    return f"redis://127.0.0.1:{free_port()}/0"
+def refused_url() -> Iterator[str]:
+    """The URL of a server that is not there: the port is taken, so that nobody else gets it, and nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def eventually(is_true: Callable[[], bool], within_s: float = 10.0) -> None:
+def eventually(is_true: Callable[[], bool], within_s: float = 30.0) -> None:
     """Wait until *is_true*, and fail after *within_s*."""
     deadline = time.monotonic() + within_s
     while not is_true():
