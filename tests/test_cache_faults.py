@@ -58,6 +58,28 @@ def timed_calls(cache: AIResponseCache, count: int) -> float:
     return sum(sorted(timed(functools.partial(call, cache, number)) for number in range(count))[:-3])
 
 
+def costs(
+    fail: Callable[[], AIResponseCache], first_s: float, count: int, mend: Callable[[], object] = lambda: None
+) -> None:
+    """Hold the first call of a cache to *first_s*, and *count* others together to almost nothing.
+
+    A shared machine may stall in the middle: what really costs more does so each of three times.
+
+    Args:
+        fail: makes the cache, and whatever it cannot reach.
+        mend: puts right again what *fail* did.
+    """
+    for _ in range(3):
+        cache = fail()
+        try:
+            took_s = timed(functools.partial(call, cache, 2)), timed_calls(cache, count)
+        finally:
+            mend()
+        if took_s[0] < first_s and took_s[1] < 0.1 + SLACK_S:
+            return
+    raise AssertionError(took_s)
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -74,44 +96,44 @@ def test_broken_replies_cost_one_budget_and_then_nothing(valkey: EmbeddedServer,
     """F11: the first call spends its budget, the next hundred almost nothing, every answer is right."""
     with FaultProxy(valkey.port) as proxy:
         store_first(valkey.url)
-        cache = live_cache(proxy.url, QUICK)
-        eventually(lambda: found(cache, 1))
-        proxy.fault = fault
-        first = timed(lambda: call(cache, 2))
-        rest = timed_calls(cache, 100)
-        assert first < 2 * BUDGET_MS / 1000 + SLACK_S
-        assert rest < 0.1 + SLACK_S
+        caches = []
+
+        def fail() -> AIResponseCache:
+            proxy.fault = faults.healthy
+            caches.append(cache := live_cache(proxy.url, QUICK))
+            eventually(lambda: found(cache, 1))
+            proxy.fault = fault
+            return cache
+
+        costs(fail, 2 * BUDGET_MS / 1000 + SLACK_S, 100)
         proxy.fault = faults.healthy
-        eventually(lambda: found(cache, 1))
+        eventually(lambda: found(caches[-1], 1))
 
 
 def test_a_frozen_server_costs_one_budget_and_then_nothing(own_server: EmbeddedServer) -> None:
     """F11: SIGSTOP, the fault that hangs other caches for a minute."""
     store_first(own_server.url)
-    cache = live_cache(own_server.url, QUICK)
-    eventually(lambda: found(cache, 1))
-    own_server.pause()
-    try:
-        assert timed(lambda: call(cache, 2)) < 2 * BUDGET_MS / 1000 + SLACK_S
-        assert timed_calls(cache, 200) < 0.1 + SLACK_S
-    finally:
-        own_server.resume()
-    eventually(lambda: found(cache, 1))
+    caches = []
+
+    def fail() -> AIResponseCache:
+        caches.append(cache := live_cache(own_server.url, QUICK))
+        eventually(lambda: found(cache, 1))
+        own_server.pause()
+        return cache
+
+    costs(fail, 2 * BUDGET_MS / 1000 + SLACK_S, 200, mend=own_server.resume)
+    eventually(lambda: found(caches[-1], 1))
 
 
 def test_an_address_that_swallows_connects_costs_the_connect_budget_once() -> None:
     """F11: a process's first connection has 250 ms of its own."""
     with black_hole() as url:
-        cache = live_cache(url, QUICK)
-        assert timed(lambda: call(cache, 1)) < 0.25 + 2 * BUDGET_MS / 1000 + SLACK_S
-        assert timed_calls(cache, 100) < 0.1 + SLACK_S
+        costs(lambda: live_cache(url, QUICK), 0.25 + 2 * BUDGET_MS / 1000 + SLACK_S, 100)
 
 
 def test_a_refused_port_costs_almost_nothing(refused_url: str) -> None:
     """F11, C13: every call computes."""
-    cache = live_cache(refused_url, QUICK)
-    assert timed(lambda: call(cache, 1)) < SLACK_S
-    assert timed_calls(cache, 200) < 0.1 + SLACK_S
+    costs(lambda: live_cache(refused_url, QUICK), SLACK_S, 200)
 
 
 def test_five_callers_at_once_get_one_reason(refused_url: str) -> None:

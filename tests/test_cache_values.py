@@ -7,6 +7,8 @@ import decimal
 import hashlib
 import os
 import pickle
+import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from celery import Celery
 from aicache_tasks import MISS, AIResponseCache, CachedTask, CacheEntry, CachePolicy, DirectiveError
 from aicache_tasks.policy import PolicyRegistry
 from aicache_tasks.testing import EmbeddedServer
-from tests.caches import ANSWER, PATIENT, STRICT, TEXT, Clock, gets, live_cache, sets, wound_cache
+from tests.caches import ANSWER, PATIENT, STRICT, TEXT, Clock, gets, lifetime_ms, live_cache, sets, wound_cache
+from tests.faults import eventually
 
 ZLIB = STRICT.updated({**PATIENT, "aicache_compression": "zlib"})
 
@@ -53,7 +56,7 @@ def test_an_answer_comes_back_equal_and_of_the_same_type(valkey: EmbeddedServer,
 @pytest.mark.parametrize("compression", ["zstd", "zlib", "none"])
 def test_large_answers_come_back_equal(valkey: EmbeddedServer, size: int, compression: str) -> None:
     """S11."""
-    cache = live_cache(valkey.url, {"aicache_compression": compression, "aicache_budget_ms": 2000})
+    cache = live_cache(valkey.url, {"aicache_compression": compression})
     answer = {"result": "The ferry leaves at nine. " * (size // 26)}
     cache.cache_response(TEXT, "summarize", {}, answer)
     assert cache.get_cached_response(TEXT, "summarize", {}) == answer
@@ -105,9 +108,11 @@ def test_changing_a_returned_answer_changes_no_later_hit(valkey: EmbeddedServer)
 
 def test_an_entry_ends_at_its_ttl(valkey: EmbeddedServer, client: Any) -> None:
     cache = live_cache(valkey.url)
-    cache.cache_response(TEXT, "summarize", {}, ANSWER, ttl=0.05)
+    cache.cache_response(TEXT, "summarize", {}, ANSWER, ttl=60.05)
     key = cache.generate_cache_key(TEXT, "summarize", {})
-    assert 0 < client.pttl(key) <= 50
+    assert 0 < client.pttl(key) <= 60_050
+    cache.cache_response(TEXT, "summarize", {}, ANSWER, ttl=0.05)
+    eventually(lambda: not client.exists(key))
 
 
 def test_a_clock_apart_makes_an_entry_expire_and_say_so() -> None:
@@ -126,9 +131,10 @@ def test_a_clock_apart_makes_an_entry_expire_and_say_so() -> None:
 )
 def test_each_operation_has_its_ttl(valkey: EmbeddedServer, client: Any, operation: str, ttl_s: int) -> None:
     """C6: with no jitter."""
-    cache = live_cache(valkey.url)
+    cache, began_s = live_cache(valkey.url), time.time()
     cache.cache_response(TEXT, operation, {}, ANSWER)
-    assert ttl_s - 1 < client.pttl(cache.generate_cache_key(TEXT, operation, {})) / 1000 <= ttl_s
+    least_ms, most_ms = lifetime_ms(client, cache.generate_cache_key(TEXT, operation, {}), began_s)
+    assert least_ms - 500 < 1000 * ttl_s < most_ms + 500
 
 
 def test_ttls_can_be_set_by_operation_and_jitter_shortens_them() -> None:
@@ -244,7 +250,9 @@ class TestHostileBytes:
             assert (summarize.cache.last.status, summarize.cache.last.reason) == ("miss", "corrupt")
             assert summarize(TEXT) == ANSWER
             assert summarize.cache.last.status == "hit"
-        assert [r.getMessage() for r in caplog.records] == ["aicache.corrupt 'summarize': an entry was removed"]
+        # On a busy machine the monitor may call the look-ups slow.
+        told = [r for r in caplog.records if r.name != "aicache_tasks.monitor" and r.thread == threading.get_ident()]
+        assert [r.getMessage() for r in told] == ["aicache.corrupt 'summarize': an entry was removed"]
         app.close()
 
     def test_a_planted_pickle_never_runs(self, valkey: EmbeddedServer, client: Any, tmp_path: Path) -> None:

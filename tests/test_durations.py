@@ -47,10 +47,10 @@ def test_a_duration_is_seconds_a_timedelta_or_parts_with_units(given: Any, secon
     "text", ["1" * 16_000 + "x", "1" * 200_000, "1s" * 90_000, "x" * 10**6, "1s" * 32 + "1"], ids=len
 )
 def test_long_text_is_refused_at_once(text: str) -> None:
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     with pytest.raises(SettingsError, match=r"is not a duration") as refused:
         parse_duration(text, name="ttl")
-    assert time.perf_counter() - began_s < 0.1
+    assert time.thread_time() - began_s < 0.1
     assert len(str(refused.value)) < 130
 
 
