@@ -10,7 +10,6 @@ import pytest
 from aicache_tasks import MISS, AIResponseCache
 from aicache_tasks.errors import StoreUnavailable
 from aicache_tasks.mode import EVERY_S
-from aicache_tasks.settings import Settings
 from aicache_tasks.stores.base import Budget
 from aicache_tasks.stores.memory import MemoryStore
 from aicache_tasks.testing import EmbeddedServer
@@ -205,7 +204,7 @@ def test_it_erases_nothing_and_no_purge_takes_it(clock: Clock) -> None:
 def test_two_namespaces_have_a_switch_each() -> None:
     clock, store = Clock(), MemoryStore(lambda: 0.0)
     clock.store = store
-    other = wound_cache(clock, settings=Settings.from_mapping({"aicache_namespace": "other", "aicache_strict": True}))
+    other = wound_cache(clock, settings=STRICT.updated({"aicache_namespace": "other"}))
     switch(clock, off=True)
     assert looked_up(other, "summarize").status == "miss"
     assert STRICT.namespace != "other"

@@ -329,6 +329,7 @@ class TestClassicNames:
     def test_an_empty_cache_has_entries_of_no_size(self, monitor) -> None:
         assert monitor.record_memory_usage().avg_entry_size_bytes == 0.0
 
+    @pytest.mark.usefixtures("steady_heap")
     def test_the_process_memory_is_that_of_this_process(self, monitor) -> None:
         before = monitor.record_memory_usage().process_memory_mb
         ballast = b"x" * (64 * MIB)
