@@ -17,6 +17,7 @@ from celery import Celery, signals
 from aicache_tasks import CachedTask, CachePolicy, annotate, install
 from tests.tasks.bench_tasks import LoneCelery
 
+NAME = "ledger"
 LEDGER = "ledger"
 CONFIG: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,
@@ -72,7 +73,7 @@ def _note(text: str) -> None:
 
 def make_app(**config: Any) -> Celery:
     """Return the app; servers come from *config* or the environment."""
-    app = LoneCelery("ledger", set_as_current=False)
+    app = LoneCelery(NAME, set_as_current=False)
     app.conf.update(CONFIG, **config)
     install(app)
     for body in (condense, grade, file_away, stumble, fail):
@@ -98,9 +99,9 @@ def line(info: Any, text: str, worker: str) -> str:
 
 @signals.task_postrun.connect
 def write_down(task: Any, args: Any, kwargs: Any, **_: Any) -> None:
-    """Write a worker's run into the ledger."""
+    """Write a worker's run into the ledger; a process that runs several apps' tasks has many that are not of it."""
     info = getattr(task.request, "aicache", None)
-    if info is not None:
+    if info is not None and task.app.main == NAME:
         text = (*args, *kwargs.values())[0]
         ledger(task.app.conf.result_backend).rpush(LEDGER, line(info, text, task.request.hostname))
 

@@ -150,7 +150,7 @@ def test_its_thread_ends_when_it_is_stopped(desk: Desk, monkeypatch: pytest.Monk
     monkeypatch.setattr(Fallback, "check_s", 600.0)
     before = set(threading.enumerate())
     desk.fallback.start()
-    (thread,) = set(threading.enumerate()) - before
+    (thread,) = [each for each in set(threading.enumerate()) - before if each.name == "aicache-fallback"]
     desk.fallback.stop()
     assert not thread.is_alive()
 

@@ -322,9 +322,9 @@ class TestGuard:
         assert bench.read() == [None]
 
     def test_spends_the_budget_and_asks_nobody_when_nothing_is_left(self, bench: Bench) -> None:
-        budget = Budget(0.05)
+        budget = Budget(5)
         bench.guard.read(["k"], budget)
-        assert 0.0 < budget.left_s < 0.05
+        assert 0.0 < budget.left_s < 5
         spent = Budget(0.0)
         bench.store.fail = AssertionError("was asked")  # type: ignore[assignment]
         with pytest.raises(BudgetSpent) as caught:
@@ -333,12 +333,13 @@ class TestGuard:
         assert bench.states() == ("closed", "closed")
 
     def test_time_between_two_calls_is_not_spent(self, bench: Bench) -> None:
-        budget = Budget(0.05)
-        bench.guard.read(["k"], budget)
-        left_s = budget.left_s
-        time.sleep(0.02)
-        bench.guard.read(["k"], budget)
-        assert left_s - budget.left_s < 0.015
+        budget, spent_s = Budget(5), []
+        for _ in range(5):
+            left_s = budget.left_s
+            time.sleep(0.02)
+            bench.guard.read(["k"], budget)
+            spent_s.append(left_s - budget.left_s)
+        assert min(spent_s) < 0.015
 
     def test_costs_little_while_open(self, bench: Bench) -> None:
         bench.fail(bench.read, AWAY)
@@ -455,9 +456,9 @@ class TestOperate:
         return lambda key, budget: bench.store.read([key], budget)
 
     def test_passes_what_is_given_and_a_running_budget(self, bench: Bench) -> None:
-        budget = Budget(0.05)
+        budget = Budget(5)
         assert bench.guard.operate(self.ask(bench), budget, "k") == [None]
-        assert 0.0 < budget.left_s < 0.05
+        assert 0.0 < budget.left_s < 5
 
     def test_is_tried_while_both_are_stopped_and_lets_writes_resume(self, bench: Bench) -> None:
         bench.fail(bench.read, AWAY)

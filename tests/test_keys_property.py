@@ -39,7 +39,7 @@ class Worker:
         return answers
 
     def close(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=50)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def check_injective(config: settings) -> None:
     assert min(seen.values()) > config.max_examples / 50, f"one side was hardly tried: {seen}"
 
 
+@pytest.mark.timeout(240)  # ten seconds where nothing else runs
 def test_two_values_have_one_encoding_exactly_if_they_are_equal_in_type_and_value() -> None:
     check_injective(QUICK)
 
@@ -100,6 +101,7 @@ def check_delivery(config: settings, workers: tuple[Worker, Worker]) -> None:
     assert min(delivered.values()) > config.max_examples / 4, f"a serializer delivered hardly anything: {delivered}"
 
 
+@pytest.mark.timeout(240)  # ten seconds where nothing else runs
 def test_a_delivered_value_has_the_same_encoding_in_every_process(workers: tuple[Worker, Worker]) -> None:
     check_delivery(QUICK, workers)
 
