@@ -87,7 +87,7 @@ def test_a_token_counts_once_in_every_view_and_a_word_in_none(valkey: EmbeddedSe
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_after_a_mixed_run_on_two_workers_all_views_agree_exactly(tmp_path: Path) -> None:
     app = doctor_app.app
     with EmbeddedServer() as cache, EmbeddedServer() as queue:
@@ -105,7 +105,7 @@ def test_after_a_mixed_run_on_two_workers_all_views_agree_exactly(tmp_path: Path
             reader = reader_of(app)
             eventually(lambda: is_all_there(reader.live().totals), within_s=120)
             sent += send_while_off(reader)
-            eventually(lambda: disabled(reader.live().totals) == OFF == past(reader.live().totals, "disabled"), 30)
+            eventually(lambda: disabled(reader.live().totals) == OFF == past(reader.live().totals, "disabled"), 60)
             roll_up(app)
             answers = asked_of_workers(app)
             compare(app, tmp_path, sent, answers)
@@ -151,7 +151,7 @@ def send_while_off(reader: Reader) -> Counter[str]:
     shout = doctor_app.app.tasks["tests.doctor_app.shout"]
     sent = [shout.apply_async((f"text {number}",), {"size": 2}) for number in range(OFF)]
     for result in sent:
-        result.get(timeout=30)
+        result.get(timeout=60)
     mode.switch(off=False, budget=Budget(5))
     return Counter(shout=OFF)
 
