@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from rich.console import Console
@@ -19,6 +21,7 @@ from rich.console import Console
 from aicache_tasks.errors import MissingExtraError, SettingsError
 from aicache_tasks.records import CallInfo
 from aicache_tasks.testing import EmbeddedServer
+from tests.faults import free_port
 from tests.provider import MODEL, Provider
 from workers import demo, demo_checks, demo_model, demo_table
 from workers.demo_calls import OPERATIONS, OPTIONS
@@ -85,7 +88,8 @@ class TestWhatCannotBegin:
             with demo_checks.flower_port(None) as port:
                 assert port > demo_checks.FLOWER_PORT
 
-    def test_two_demos_that_start_at_once_get_ports_of_their_own(self) -> None:
+    def test_two_demos_that_start_at_once_get_ports_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo_checks, "FLOWER_PORT", free_port())  # no demo that runs meanwhile begins there
         with demo_checks.flower_port(None) as first:
             with demo_checks.flower_port(None) as second:
                 assert first != second
@@ -396,14 +400,14 @@ def test_the_lines_for_a_client_show_its_records_and_find_its_answers_from_any_f
 
 
 @pytest.fixture
-def up() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A demo that has shown its tables and stays up, and the environment variable that its children have."""
+def up() -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A demo that has shown its tables and stays up, and the URLs of its cache and its broker."""
     process = subprocess.Popen(
         [*COMMAND, *FAST], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
-    broker = next((line.split()[1] for line in process.stdout if line.startswith("  broker ")), "")
-    yield process, f"CELERY_BROKER_URL={broker}"
+    shown = itertools.takewhile(lambda line: not line.startswith("  a client "), process.stdout)
+    yield process, [line.split()[1] for line in shown if line.startswith(("  cache ", "  broker "))]
     process.kill()
     process.communicate()
 
@@ -411,13 +415,17 @@ def up() -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.soak
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_a_demo_that_is_ended(up: tuple[subprocess.Popen[str], str], number: signal.Signals) -> None:
-    process, variable = up
+def test_nothing_outlives_a_demo_that_is_ended(
+    up: tuple[subprocess.Popen[str], list[str]], number: signal.Signals
+) -> None:
+    process, urls = up
+    variable = f"CELERY_BROKER_URL={urls[1]}"
     assert len(processes_with(variable)) >= 5  # worker, its two children, Flower, beat
+    assert len(servers(urls)) == 2
     process.send_signal(number)
     assert process.wait(30) == (128 + number if number != signal.SIGKILL else -number)
-    assert wait_until(lambda: not processes_with(variable), within_s=0.5 if number != signal.SIGKILL else 15)
-    assert wait_until(lambda: not servers(), within_s=15)
+    assert wait_until(lambda: not processes_with(variable), within_s=3 if number != signal.SIGKILL else 15)
+    assert wait_until(lambda: not servers(urls), within_s=15)
 
 
 @pytest.mark.soak
@@ -429,7 +437,7 @@ def test_a_model_that_is_busy_with_an_answer_ends_with_the_demo(tmp_path: Path) 
     )
     variable = f"TMPDIR={tmp_path}"
     try:
-        assert wait_until(lambda: any(cpu_s(pid) > 2 for pid in models_with(variable)), within_s=60)
+        assert wait_until(lambda: any(cpu_s(pid) > 2 for pid in models_with(variable)), within_s=80)
         process.kill()
     finally:
         process.kill()
@@ -456,12 +464,13 @@ def cpu_s(pid: str) -> float:
     return 60 * float(minutes or 0) + float(seconds or 0)
 
 
-def servers() -> list[str]:
-    """Return the servers whose data lies in a demo's folder."""
+def servers(urls: list[str]) -> list[str]:
+    """Return the servers at *urls*: of all that it was started with, a server's command line says only its address."""
+    addresses = {urlsplit(url).netloc for url in urls}
     if sys.platform == "linux":
         lines = [contents(path).replace(b"\0", b" ").decode() for path in Path("/proc").glob("[0-9]*/cmdline")]
     else:
         lines = subprocess.run(
             ["ps", "axww", "-o", "command"], capture_output=True, text=True, check=True
         ).stdout.splitlines()
-    return [line for line in lines if "valkey-server" in line and "aicache-demo-" in line]
+    return [line for line in lines if "valkey-server" in line and addresses & set(line.split())]

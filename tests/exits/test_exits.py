@@ -115,7 +115,7 @@ def test_a_child_has_all_that_the_application_was_given_however_it_is_started(si
         site.call(FEW)
         site.call(FEW)
         told = lambda: Counter(event["type"] for event in list(events) if "cache" in event["type"])  # noqa: E731
-        wait_until(lambda: told() == {"task-cache-miss": FEW, "task-cache-hit": FEW}, 20, "what is told of calls")
+        wait_until(lambda: told() == {"task-cache-miss": FEW, "task-cache-hit": FEW}, 40, "what is told of calls")
     site.app.send_task("relay", ("a secret",)).get(timeout=30)
     with site.queue.client() as client:
         (message,) = client.lrange("elsewhere", 0, -1)
@@ -144,7 +144,7 @@ def test_a_child_that_is_replaced_sends_all_that_waits(site: Site, arguments: tu
 @soak
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_that_is_told_to_end_while_calls_run_loses_none_that_ended(site: Site, pool: str) -> None:
-    site.start(pool, env={})
+    site.start(pool, env={"SLOW_FROM": "70"})  # else they might all have ended by the time that it is told to
     results = site.send(300)
     wait_until(lambda: results[60].ready(), 30.0, "some calls")
     site.worker.stop()
@@ -172,7 +172,7 @@ def test_a_store_that_is_away_delays_the_end_by_two_seconds_and_says_what_is_los
     site.call(FEW)
     site.cache.kill()
     try:
-        site.worker.kill(signal.SIGTERM, timeout_s=10.0)
+        site.worker.kill(signal.SIGTERM, timeout_s=20.0)
     finally:
         site.cache.start()
     assert site.worker.logs().count(f"{A_CALL * FEW} timings of this process are lost as it ends") == 1
