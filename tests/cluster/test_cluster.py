@@ -87,8 +87,15 @@ def as_noted(call: Call) -> str:
 
 def kill_child(worker: WorkerNode) -> int:
     """SIGKILL one child of *worker*'s pool and return its process id once it is gone."""
-    pid = wait_until(worker.child_pids, what="a pool child")[0]
-    os.kill(pid, signal.SIGKILL)
+
+    def killed() -> int | None:
+        pid = wait_until(worker.child_pids, what="a pool child")[0]
+        with contextlib.suppress(ProcessLookupError):  # it was recycled meanwhile
+            os.kill(pid, signal.SIGKILL)
+            return int(pid)
+        return None
+
+    pid: int = wait_until(killed, what="a child to kill")
     wait_until(lambda: not is_running(pid), what="the child's end")
     return pid
 
@@ -112,7 +119,7 @@ def storm(
 def test_the_cluster_answers_pings_under_the_names_of_its_nodes(celery_setup: CeleryTestSetup) -> None:
     assert celery_setup.ready(ping=True, control=True, docker=True)
     names = {worker.hostname() for worker in celery_setup.worker_cluster}
-    assert celery_setup.app.control.inspect(destination=sorted(names)).ping().keys() == names
+    assert celery_setup.app.control.inspect(destination=sorted(names), timeout=TIMEOUT_S).ping().keys() == names
 
 
 def test_no_call_is_lost_or_wrong_while_children_are_killed_and_the_cache_restarts(
@@ -162,15 +169,22 @@ def test_a_surviving_worker_answers_the_calls_of_a_killed_one(
 
 
 def test_a_warm_shutdown_loses_no_call_and_repeats_none(workers: list[WorkerNode], notes: redis.Redis) -> None:
-    steady, calls = workers[0], distinct_calls(150)
+    steady, gated = workers[0], distinct_calls(2, task=ct.gated_task)
+    before, after = distinct_calls(5), distinct_calls(143)
+    calls = [*before, *gated, *after]
     results = send(calls, queue="steady")
-    await_finished(results, notes, 5)
-    steady.stop()
+    wait_until(lambda: len(runs_of(gated, notes)) == 2, TIMEOUT_S, "a gated call in each of the two children")
+    said, told = "worker: Warm shutdown", steady.logs().count("worker: Warm shutdown")
+    os.kill(steady.pid, signal.SIGTERM)
+    wait_until(lambda: steady.logs().count(said) > told, TIMEOUT_S, "the shutdown")
+    notes.rpush("gate", *range(20))
+    wait_until(lambda: not steady.running, TIMEOUT_S, "the worker's end")
     assert steady.returncode == 0
     assert finished(results, notes) < len(calls), "the worker had nothing left to leave behind"
     steady.start()
     assert answers(results) == right(calls)
-    assert runs_of(calls, notes) == Counter(map(as_noted, calls))
+    # A gated call may be delivered again: the broker does not know that it is held for longer than others.
+    assert runs_of(before + after, notes) == Counter(map(as_noted, before + after))
 
 
 def test_calls_before_during_and_after_a_broker_restart_are_all_answered(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -132,11 +133,13 @@ def settled(site: Site) -> None:
 
 @pytest.mark.soak
 def test_a_roll_up_that_is_sent_again_and_again_counts_nothing_twice(site: Site) -> None:
-    site.worker().ready()
+    worker = site.worker()
+    worker.ready()
     site.call(texts(30))
     site.await_waiting(30)
     results = [site.app.send_task(TASK) for _ in range(40)]
-    wait_until(lambda: site.queue.client().llen("celery") == 0, what="an empty queue")
+    ended = re.compile(rf"Task {re.escape(TASK)}\[\S+\] succeeded")
+    wait_until(lambda: len(ended.findall(worker.logs())) == len(results), what="the end of each")
     site.await_counted(0, 30)
     site.call(texts(30))
     site.await_waiting(30)
