@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from celery import Celery
 
 from aicache_tasks import CachedTask, CachePolicy, annotate, install
 from aicache_tasks.reports import inspect
+from aicache_tasks.reports.doctor import case
 
 app = Celery("clinic", set_as_current=False)
 app.conf.update(
@@ -20,6 +22,9 @@ app.conf.update(
 )
 install(app)
 inspect.__version__ = os.environ.get("CLINIC_VERSION", inspect.__version__)  # type: ignore[misc]
+if count := os.environ.get("CLINIC_WORKERS"):  # so many answer, however busy they are
+    case.WORKERS_S = 5.0  # type: ignore[misc]
+    app.control.broadcast = functools.partial(app.control.broadcast, limit=int(count))
 
 
 def model() -> dict[str, object]:

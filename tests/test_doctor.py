@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import re
@@ -87,8 +89,15 @@ def add(app: Celery, name: str = "shop.task", options: dict[str, Any] | None = N
 
 
 @pytest.fixture(autouse=True)
-def _waits_for_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def _waits_for_no_worker_but_for_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aicache_tasks.reports.doctor.case.WORKERS_S", 0.05)
+    monkeypatch.setattr("aicache_tasks.reports.doctor.case.CONNECT_S", 10.0)
+
+
+def await_workers(app: Celery, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for the answers of so many workers, however busy they are, and for no others."""
+    monkeypatch.setattr("aicache_tasks.reports.doctor.case.WORKERS_S", 5.0)
+    monkeypatch.setattr(app.control, "broadcast", functools.partial(app.control.broadcast, limit=count))
 
 
 class Clinic(NamedTuple):
@@ -104,8 +113,8 @@ class Clinic(NamedTuple):
         return urls | {"AICACHE_URL": self.cache.url}
 
     def asked(self, monkeypatch: pytest.MonkeyPatch, *checks: Check) -> list[Finding]:
-        """Return what is found when the workers are asked, with the settings as they are now."""
-        monkeypatch.setattr("aicache_tasks.reports.doctor.case.WORKERS_S", 1.0)
+        """Return what is found when the sound worker and an odd one are asked, with the settings as they are now."""
+        await_workers(self.app, 2, monkeypatch)
         reset_runtime(self.app)
         try:
             return found(self.app, *checks)
@@ -148,7 +157,7 @@ def command(clinic: Clinic, path: Path, *arguments: str, **planted: str) -> subp
     """Run the real command, as the application's own module has it."""
     environ = environ_of(path) | clinic.environ | planted
     argv = [CELERY, "-A", MODULE, "aicache", "doctor", *arguments]
-    return subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=100, check=False)
 
 
 class TestPrices:
@@ -170,9 +179,11 @@ class TestPrices:
         assert found(make_app(valkey.url), records.prices) == []
 
 
+@pytest.mark.timeout(120)
 class TestTheCommand:
     def test_a_sound_set_up_is_all_ok(self, clinic: Clinic, path: Path) -> None:
-        done = command(clinic, path, "--json", "--strict")
+        roll_up(clinic.app)  # however long ago the first one was
+        done = command(clinic, path, "--json", "--strict", CLINIC_WORKERS="1")
         assert done.returncode == 0, done.stdout + done.stderr
         assert reader_of(clinic.app).live().totals == {}, "it leaves no timing"
         findings = [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
@@ -339,11 +350,12 @@ class TestTheServer:
         finding = one(make_app(own_server.url), server.persistence)
         assert (finding.level, "rdb_last_bgsave_status" in finding.what) == ("fail", True)
 
-    @pytest.mark.parametrize(("budget_ms", "level"), [(100, "fail"), (700, "warn"), (5000, "ok")])
+    @pytest.mark.parametrize(("budget_ms", "level"), [(100, "fail"), (590, "warn"), (5000, "ok")])
     def test_a_network_that_is_slow(
         self, valkey: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, budget_ms: int, level: str
     ) -> None:
-        monkeypatch.setattr("aicache_tasks.reports.doctor.case.TRIPS", 1)
+        monkeypatch.setattr("aicache_tasks.reports.doctor.case.TRIPS", 3)
+        monkeypatch.setattr("tests.faults.DELAY_S", 0.15)
         with FaultProxy(valkey.port) as proxy:
             proxy.fault = slow
             assert one(make_app(proxy.url, aicache_budget_ms=budget_ms), server.timeouts).level == level
@@ -594,24 +606,26 @@ class TestTheApplication:
             "tests.tasks.rollup_worker", url, url, clinic.cache.url, folder=tmp_path, extra_args=REDBEAT, name="red"
         ).start()
         try:
-            eventually(lambda: "Acquired lock" in beat.logs(), within_s=30)
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: "Acquired lock" in beat.logs() or not beat.running)
+            assert "Acquired lock" in beat.logs(), beat.logs()
             finding = one(app, redbeat.lock)
             assert finding.level == "ok"
             assert re.fullmatch(
                 r"a beat holds redbeat's lock \(redbeat::lock, since [-\d]+ [:\d]+ UTC by host [0-9a-f:]{17}\)"
-                r" for [123.\d]+ s more",
+                r" for [.\d]+ m?s more",
                 finding.what,
             )
         finally:
             beat.close()
-        eventually(lambda: one(app, redbeat.lock).level == "warn", within_s=10)
+        eventually(lambda: one(app, redbeat.lock).level == "warn")
 
     @pytest.mark.parametrize(
         ("ttl_s", "level", "said"),
         [
             (None, "fail", "never runs out: no other beat takes over"),
-            (600, "warn", "for 10 min more, longer than redbeat_lock_timeout, 30 s"),
-            (20, "ok", r"nobody knows whose\) for (20|19\.\d+) s more"),  # time passes meanwhile
+            (600, "warn", r"for (10 min|9 min \d+ s) more, longer than redbeat_lock_timeout, 30 s"),
+            (20, "ok", r"nobody knows whose\) for (20|1\d(\.\d+)?) s more"),  # time passes meanwhile
         ],
     )
     def test_a_redbeat_s_lock_that_stays(
@@ -697,7 +711,7 @@ class TestTheWorkers:
         try:
             finding = one(app, workers.answers)
             assert (finding.level, finding.what) == ("warn", "the broker does not answer: TimeoutError")
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 10
         finally:
             own_server.resume()
 
@@ -712,7 +726,7 @@ class TestTheWorkers:
             own_server.resume()
         assert "the broker does not answer: TimeoutError" in done.stdout, done.stderr
 
-    def test_one_without_install(self, clinic: Clinic) -> None:
+    def test_one_without_install(self, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
         from celery.worker.control import Panel
 
         queue = clinic.queue.url.removesuffix("0") + "7"
@@ -721,6 +735,7 @@ class TestTheWorkers:
             bare.ready()
             app = make_app(clinic.cache.url)
             app.conf.broker_url = queue
+            await_workers(app, 1, monkeypatch)
             finding = one(app, workers.answers)
         finally:
             bare.close()
