@@ -160,14 +160,22 @@ class TestTheRealCommand:
         assert done.stderr.splitlines()[1:] == ["Error: stdout cannot be written: No space left on device"]
 
     @pytest.mark.parametrize(
-        ("stream", "called"), [("stdout", "stats"), ("stdout", "stats --json"), ("stderr", "rollup --dry-run")]
+        ("stream", "called", "code"),
+        [
+            ("stdout", "stats", 0),
+            ("stdout", "stats --json", 0),
+            ("stderr", "rollup --dry-run", 0),
+            ("stdin", "invalidate --all", 2),
+        ],
     )
-    def test_without_a_stdout_or_stderr_it_is_done_all_the_same(
-        self, shop: Shop, monkeypatch: pytest.MonkeyPatch, stream: str, called: str
+    def test_without_a_stdin_stdout_or_stderr_it_is_done_all_the_same(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch, stream: str, called: str, code: int
     ) -> None:
         monkeypatch.setattr(sys, stream, None)  # as after ``>&-``
-        aicache.main(called.split(), obj=CLIContext(shop.app, no_color=True, workdir=None), standalone_mode=False)
+        with pytest.raises(SystemExit) as ended:
+            aicache.main(called.split(), obj=CLIContext(shop.app, no_color=True, workdir=None))
         getattr(sys, stream).close()
+        assert ended.value.code == code
 
     def test_commands_and_values_are_completed(self, path: Path) -> None:
         """One process of bash's kind for the deepest of them; the others go the same way."""

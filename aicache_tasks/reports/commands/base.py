@@ -77,6 +77,7 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def answer(ctx: click.Context, **options: Any) -> None:
         logging.getLogger("aicache_tasks").addHandler(logging.NullHandler())  # the error below says it
+        _open_what_is_closed()
         with _written(ctx), _interruptible(ctx):
             try:
                 function(ctx, **options)
@@ -88,6 +89,13 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise Misused(str(error)) from None
 
     return answer
+
+
+def _open_what_is_closed() -> None:
+    """Let there be a stdin, stdout and stderr where the caller closed them, as by ``>&-``; until the process ends."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 @contextmanager
@@ -106,9 +114,6 @@ def _interruptible(ctx: click.Context) -> Iterator[None]:
 @contextmanager
 def _written(ctx: click.Context) -> Iterator[None]:
     """Write out what the block said on stdout, also where it ends with an exit code of its own."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, as by ``>&-``
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
     try:
         try:
             yield
