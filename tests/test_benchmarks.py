@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(180)  # on an idle machine it takes a tenth of that
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,7 +20,7 @@ def measured(tmp_path: Path, module: str, *arguments: str) -> list[dict[str, Any
     out = tmp_path / "figures.json"
     command = [sys.executable, "-m", module, "--quick", "--json", str(out), *arguments]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
     rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
     for row in rows:

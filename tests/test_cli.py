@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -116,6 +117,11 @@ def celery(path: Path, *arguments: str, url: str = "", **environ: str) -> subpro
     return subprocess.run(command, cwd=path, env=given, capture_output=True, text=True, check=False)
 
 
+def cpu_s_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 class TestTheRealCommand:
     def test_it_is_a_command_of_celery_s_that_reads_the_records(self, path: Path, shop: Shop) -> None:
         done = celery(path, "-A", "shopapp", "aicache", "--site", "north", "stats", "--json", url=shop.url)
@@ -207,8 +213,8 @@ class TestTheRealCommand:
 
     def test_importing_the_entry_point_loads_nothing_but_itself(self, path: Path) -> None:
         program = (
-            "import sys, time, celery.bin.base; before = set(sys.modules); began = time.perf_counter();"
-            "import aicache_tasks.reports.cli; took = time.perf_counter() - began;"
+            "import sys, time, celery.bin.base; before = set(sys.modules); began = time.process_time();"
+            "import aicache_tasks.reports.cli; took = time.process_time() - began;"
             "print(took, *sorted(set(sys.modules) - before))"
         )
         command = [sys.executable, "-c", program]
@@ -219,15 +225,18 @@ class TestTheRealCommand:
 
     @pytest.mark.soak
     def test_celery_s_help_takes_no_50_ms_longer(self, path: Path) -> None:
-        """The median of pairs, run in turn. A distribution without the entry point hides one that is installed."""
+        """In the median of pairs, run in turn, and of a processor's time: what is imported is all that it may take.
+
+        A distribution without the entry point hides one that is installed.
+        """
         points = path / DISTRIBUTION / "entry_points.txt"
         ours = points.read_text()
 
         def took(*, has_it: bool) -> float:
             points.write_text(ours if has_it else "")
-            began = time.perf_counter()
+            began_s = cpu_s_of_children()
             done = celery(path, "--help")
-            spent_s = time.perf_counter() - began
+            spent_s = cpu_s_of_children() - began_s
             assert ("aicache" in done.stdout) == has_it
             return spent_s
 
