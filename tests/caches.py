@@ -11,9 +11,9 @@ from aicache_tasks.outbox import background
 from aicache_tasks.settings import Settings
 from aicache_tasks.stores.memory import MemoryStore
 
-STRICT = Settings.from_mapping({"aicache_strict": True})
 PATIENT = {"aicache_budget_ms": 5000, "aicache_connect_ms": 5000}
 """For tests of what is answered, not of how soon."""
+STRICT = Settings.from_mapping({"aicache_strict": True, **PATIENT})
 DEFAULT_BUDGETS = {"aicache_budget_ms": 50, "aicache_connect_ms": 250}
 TEXT = "A text about ferries."
 ANSWER = {"operation": "summarize", "success": True, "result": "A summary of the text.", "metadata": {"word_count": 5}}

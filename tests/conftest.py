@@ -147,16 +147,16 @@ def store(request: pytest.FixtureRequest, get_server: Callable[[str], EmbeddedSe
     if request.param == "memory":
         yield MemoryStore(lambda: 1_000.0)
         return
-    redis_store = RedisStore(rights.url_for_a_store(get_server(request.param)))
+    redis_store = RedisStore(rights.url_for_a_store(get_server(request.param)), connect_s=5.0)
     yield redis_store
     redis_store.close()
 
 
 @pytest.fixture
 def spend() -> Callable[..., Budget]:
-    """Return a function that makes a running `Budget`; a second of it unless told otherwise."""
+    """Return a function that makes a running `Budget`; ten seconds of it unless told otherwise."""
 
-    def running(seconds: float = 1.0) -> Budget:
+    def running(seconds: float = 10.0) -> Budget:
         budget = Budget(seconds)
         budget.begin()
         return budget

@@ -147,7 +147,7 @@ class TestOfANewerVersion:
         assert "no metrics" not in done.stderr
 
     def test_the_tab_says_what_to_do_and_keeps_the_figures_from_before(self, app: Celery, plant: Any) -> None:
-        feed = Feed()
+        feed = Feed(limit_s=30.0)
         try:
             sound = asyncio.run(feed.document(app, Asked("all")))
             plant(of_version_8)

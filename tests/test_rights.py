@@ -83,7 +83,7 @@ def use_all(cache: AIResponseCache) -> None:
     cache.invalidate_by_tag("a")
     assert cache.get_cache_stats()["redis"]["status"] == "connected"
     assert cache.parts.outbox is not None
-    assert cache.parts.outbox.flush()
+    assert cache.parts.outbox.flush(20.0)
     summaries = Summaries(cache.parts)
     assert summaries.roll_up().samples > 0
     assert [change.alert for change in alerts.changes(summaries)] == ["memory"]
@@ -107,7 +107,7 @@ def test_a_worker_may_not_purge(limited: Callable[[str], AIResponseCache]) -> No
     with pytest.raises(StoreError, match="NOPERM"):
         cache.purge()
     assert cache.parts.outbox is not None
-    cache.parts.outbox.flush()
+    cache.parts.outbox.flush(20.0)
 
 
 def test_what_is_refused_costs_a_figure_and_no_answer(login: Login, each_server: EmbeddedServer) -> None:
@@ -118,7 +118,7 @@ def test_what_is_refused_costs_a_figure_and_no_answer(login: Login, each_server:
     cache.cache_response("t", "shout", {}, "T")
     assert cache.get_cached_response("t", "shout", {}) == "T"
     assert cache.parts.outbox is not None
-    assert cache.parts.outbox.flush()
+    assert cache.parts.outbox.flush(20.0)
     summaries = Summaries(cache.parts)
     assert summaries.roll_up().samples > 0
     assert list(alerts.changes(summaries)) == []
