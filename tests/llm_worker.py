@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery import Celery
+from celery import Celery, signals
 
 from workers.engines.openai import OpenAIEngine
 from workers.engines.openai_settings import OpenAISettings
@@ -10,6 +10,12 @@ from workers.operations import make_request
 
 app = Celery("llm", set_as_current=False)
 app.conf.broker_connection_retry_on_startup = True
+
+
+@signals.worker_init.connect
+def load(**_: object) -> None:
+    """Load the SDK before there are calls: on a busy machine that takes longer than the time limit."""
+    import workers.engines.openai_http  # noqa: F401
 
 
 @app.task(name="llm.ask")

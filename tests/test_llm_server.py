@@ -36,6 +36,9 @@ from workers.operations import PROMPT_VERSIONS, is_complete, make_request, make_
 TEXT = ARTICLES[0].text
 LONG = (TEXT * 4)[:10_000]
 MODEL = llm.packaged_model() or Path()
+PATIENCE_S = 200
+"""For one answer, on a busy machine; the longest takes eight seconds of an idle core."""
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def ask(url: str, prompt: str, **more: Any) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=50) as reply:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         found: dict[str, Any] = json.load(reply)
     return found
 
@@ -135,10 +138,10 @@ class TestServer:
     def test_prompts_are_shown_to_nobody_and_no_page_of_another_site_may_ask(self, server: Running) -> None:
         root = server.url.removesuffix("/v1")
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{root}/slots", timeout=10)
+            urllib.request.urlopen(f"{root}/slots", timeout=PATIENCE_S)
         for origin in ("http://elsewhere.example", "null"):
             request = urllib.request.Request(f"{root}/health", headers={"Origin": origin})
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
                 assert json.load(reply) == {"status": "ok"}
                 assert reply.headers["Access-Control-Allow-Origin"] not in (origin, "*")
 
@@ -151,8 +154,8 @@ class TestServer:
             wait_for_work(server.process.pid)
             began = time.monotonic()
             server.process.send_signal(number)
-            assert server.process.wait(10) == 0
-            assert time.monotonic() - began < 5
+            assert server.process.wait(PATIENCE_S) == 0
+            assert time.monotonic() - began < 15  # the answer would take minutes
             asking.join()
         assert cut == [True]
 
@@ -162,7 +165,7 @@ class TestServer:
         process = subprocess.Popen([*COMMAND, "--model", str(slow)], stderr=subprocess.PIPE, text=True)
         with slow.open("wb"):  # once the server reads from it, which it then does until the signal
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=10)
+            _, said = process.communicate(timeout=50)
         assert (process.returncode, said) == (-signal.SIGINT, "")
 
     def test_what_cannot_be_served_gives_one_line_and_exit_code_2(self, tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def fails(url: str) -> bool:
 
 def wait_for_work(pid: int) -> None:
     """Return when the server has computed for two seconds more: loading takes less than one."""
-    deadline, pause = time.monotonic() + 30, threading.Event()
+    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
     while cpu_s(pid) < 2:
         assert time.monotonic() < deadline
         pause.wait(0.05)
@@ -207,7 +210,7 @@ class TestOpenAIEngine:
     """The engine for any server, on this one."""
 
     def engine(self, server: Running, **given: Any) -> OpenAIEngine:
-        return OpenAIEngine(OpenAISettings(base_url=server.url, model=server.model, timeout_s=50, **given))
+        return OpenAIEngine(OpenAISettings(base_url=server.url, model=server.model, timeout_s=PATIENCE_S, **given))
 
     def test_an_answer_tells_its_model_and_how_many_tokens_it_took(self, server: Running) -> None:
         completion = self.engine(server).complete(make_request("qa", "The hall cost 3 crowns.", "What did it cost?"))
@@ -260,11 +263,11 @@ def test_a_soft_time_limit_fires_on_time_and_the_server_is_free_for_the_next(
         worker.ready()
         began = time.monotonic()
         with pytest.raises(SoftTimeLimitExceeded):
-            llm_worker.ask.delay(server.url, "summarize", LONG).get(timeout=30)
-        assert 1.9 < time.monotonic() - began < 4
-        began = time.monotonic()
+            llm_worker.ask.delay(server.url, "summarize", LONG).get(timeout=50)
+        assert 1.9 < time.monotonic() - began < 12
+        before_s = cpu_s(server.process.pid)
         assert text_of(server.url, "Say hello.", max_tokens=5)
-        assert time.monotonic() - began < 8
+        assert cpu_s(server.process.pid) - before_s < 8  # the rest of what was given up takes a minute of it
     finally:
         worker.close()
         app.close()
