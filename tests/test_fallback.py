@@ -40,7 +40,7 @@ class Desk:
         """Have a sample wait since *for_s* ago."""
         self.cache.parts.samples.ship(Sample(time.time(), "shout", "get", "hit", "", 1000))
         assert self.cache.parts.outbox is not None
-        assert self.cache.parts.outbox.flush()
+        assert self.cache.parts.outbox.flush(20)
         self.client.hset(self.summaries.keys.state, "since_ms", int((time.time() - for_s) * 1000))
 
 
