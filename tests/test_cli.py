@@ -224,6 +224,7 @@ class TestTheRealCommand:
         assert float(took_s) < 0.05
 
     @pytest.mark.soak
+    @pytest.mark.timeout(240)
     def test_celery_s_help_takes_no_50_ms_longer(self, path: Path) -> None:
         """In the median of pairs, run in turn, and of a processor's time: what is imported is all that it may take.
 
