@@ -150,9 +150,10 @@ def test_answers_survive_the_recycling_of_children_and_entries_do_too(
     recycling, calls = workers[1], distinct_calls(40)
     first_children = recycling.child_pids()
     assert answers(send(calls, queue="recycling")) == right(calls)
+    paid = runs_of(calls, notes)  # twice where the broker delivered a call again to whom its visibility ran out for
     assert answers(send(calls, queue="recycling")) == right(calls)
     assert wait_until(lambda: set(first_children).isdisjoint(recycling.child_pids()), what="new children")
-    assert set(runs_of(calls, notes).values()) == {1}, "a new child did not see the entries of its predecessor"
+    assert runs_of(calls, notes) == paid, "a new child did not see the entries of its predecessor"
 
 
 def test_a_surviving_worker_answers_the_calls_of_a_killed_one(
