@@ -26,14 +26,8 @@ from workers.engines.base import (
     UnparsableReply,
 )
 from workers.engines.thoughts import begins_with_thoughts, has_other_tags, tags_of, without_turn
-from workers.wording import (
-    can_be_seen,
-    has_surrogates,
-    is_refusal,
-    lines_of,
-    says_no_answer,
-    shown_chars,
-)
+from workers.refusals import is_refusal, says_no_answer
+from workers.wording import can_be_seen, has_surrogates, lines_of, shown_chars
 
 MIN_TEXT_CHARS: Final = 10
 MAX_TEXT_CHARS: Final = 10_000
