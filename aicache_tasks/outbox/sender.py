@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import queue
 import socket
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 from time import monotonic
 from typing import Final, cast
 
@@ -59,7 +59,7 @@ class Outbox(SampleQueue):
 
     def _start(self) -> None:
         super()._start()
-        self._wake, self._is_asleep, self._has_thread = SimpleQueue[None](), False, False
+        self._wake, self._is_asleep, self._has_thread = queue.SimpleQueue[None](), False, False
         self._has_ended, self._spare_s = False, FLUSH_AWAY_S
 
     def after_fork(self) -> None:
