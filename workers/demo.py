@@ -23,6 +23,7 @@ from aicache_tasks.errors import MissingExtraError
 from aicache_tasks.reports.flower import CONFIG_FILE
 from aicache_tasks.reports.queries import Reader
 from aicache_tasks.settings import Settings, mask_url
+from aicache_tasks.summary import SummaryRecord
 from aicache_tasks.testing import EmbeddedServer
 from workers.demo_calls import calls_of
 from workers.demo_checks import (
@@ -142,14 +143,16 @@ def run(supervisor: Supervisor, options: argparse.Namespace, port: int) -> int:
     flower = start_celery(supervisor, environ, port)
     settings = Settings(namespace=NAMESPACE, connect_ms=PATIENCE_MS)
     records = Reader(AIResponseCache(at.cache, settings=settings).parts)
-    before = lookups(records)
+    before = lookups(records.live().totals)
     client = supervisor.start(
         "client", [sys.executable, "-m", "workers.demo_client"], environ=environ, terminal=True, grace_s=2.0
     )
     code = supervisor.wait_for(client)
     if code == 0:
         calls = 2 * len(calls_of(options.engine))
-        supervisor.wait_until(lambda: lookups(records) >= before + calls, within_s=RECORDS_S, child=flower)
+        supervisor.wait_until(
+            lambda: lookups(records.summaries.totals()) >= before + calls, within_s=RECORDS_S, child=flower
+        )
         code = show_records(supervisor, environ)
     healthy = functools.partial(answers, f"{at.flower}/healthcheck")
     supervisor.wait_until(healthy, within_s=FLOWER_S, child=flower)
@@ -244,9 +247,9 @@ Everything is up (after {took_s:.0f} s, the runs included):
 Ctrl-C ends it and leaves nothing behind."""
 
 
-def lookups(records: Reader) -> int:
-    """Return how many look-ups are counted, or wait to be."""
-    return sum(record.lookups for record in records.live().totals.values())
+def lookups(totals: Mapping[str, SummaryRecord]) -> int:
+    """Return how many look-ups *totals* count."""
+    return sum(record.lookups for record in totals.values())
 
 
 def show_records(supervisor: Supervisor, environ: Mapping[str, str]) -> int:
