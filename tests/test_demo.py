@@ -386,7 +386,8 @@ def test_the_lines_for_a_client_show_its_records_and_find_its_answers_from_any_f
         [*COMMAND, *FAST], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        printed = "".join(iter(process.stdout.readline, "Ctrl-C ends it and leaves nothing behind.\n"))
+        printed = "".join(itertools.takewhile(lambda line: not line.startswith("Ctrl-C ends it"), process.stdout))
+        assert process.poll() is None, f"the demo ended by itself: {printed}"
         own = {name: value for name, value in os.environ.items() if not name.startswith(demo.OURS)}
         lines = printed.rpartition("  a client ")[2]
         done = subprocess.run(
