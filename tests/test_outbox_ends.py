@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import queue
 import subprocess
 import sys
 import threading
@@ -159,7 +160,22 @@ def is_idle(outbox: Any) -> bool:
     return not outbox.waiting and outbox._is_asleep
 
 
+class Bare(queue.SimpleQueue[None]):
+    """As gevent 25.4.1 has it."""
+
+    __class_getitem__ = None
+
+
 class TestCache:
+    def test_one_sends_also_where_the_queues_of_greenlets_are_of_no_type(
+        self, valkey: EmbeddedServer, client: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(queue, "SimpleQueue", Bare)
+        cache = live_cache(valkey.url, {"aicache_ship_after_s": 0.1}, ship=True)
+        assert cache.get_cached_response("text", "shout") is None
+        eventually(lambda: lookups(batches(client)) == 1)
+        cache.parts.store.close()
+
     def test_one_that_is_dropped_has_its_samples_sent_and_then_goes(self, valkey: EmbeddedServer, client: Any) -> None:
         before = set(threading.enumerate())
         cache = live_cache(valkey.url, {"aicache_ship_after_s": 0.1}, ship=True)

@@ -59,7 +59,8 @@ class Outbox(SampleQueue):
 
     def _start(self) -> None:
         super()._start()
-        self._wake, self._is_asleep, self._has_thread = queue.SimpleQueue[None](), False, False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # not of [None]: gevent 25.4.1's takes none
+        self._is_asleep, self._has_thread = False, False
         self._has_ended, self._spare_s = False, FLUSH_AWAY_S
 
     def after_fork(self) -> None:
