@@ -314,6 +314,7 @@ class TestReplies:
             "The text says nothing about the mayor.",
             "The text does not reveal the name.",
             "The text does not give the exact date.",
+            "The text does not provide the owner's name.",
             "The text does not mention it. Therefore, the question cannot be answered.",
             "There's no mention of a mayor in the text.",
             "There isn't enough information in the text to answer.",
@@ -363,6 +364,9 @@ class TestReplies:
             (TEXT, "What does the contract leave out?"),
             (TEXT, "What does the contract not cover?"),
             (TEXT, "Who is not mentioned in the text?"),
+            (TEXT, "What does the text leave quite out?"),
+            (TEXT, "According to the text, what does it fail to say?"),
+            (TEXT, "In the text, is the mayor mentioned?"),
             (f"{TEXT} The text does not mention the mayor.", "Who is he?"),
         ],
     )
@@ -370,10 +374,26 @@ class TestReplies:
         completion = Completion("The text does not mention the mayor.", None, "m", "stop")
         assert is_complete(make_response(make_request("qa", text, question), completion, "stub"))
 
-    @pytest.mark.parametrize("question", ["Who is the author?", "When was this article written?"])
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "Who is the author?",
+            "When was this article written?",
+            "What is the author's name?",
+            "In which paper was the article?",
+            "Why did the author not say it?",
+            "According to the text, who fled?",
+            "What does the writer leave his son?",
+        ],
+    )
     def test_what_is_asked_of_a_text_that_does_not_say_it_has_no_answer(self, question: str) -> None:
         completion = Completion("The text does not mention the author.", None, "m", "stop")
         assert not is_complete(make_response(make_request("qa", TEXT, question), completion, "stub"))
+
+    def test_what_a_text_does_not_say_of_an_article_of_which_it_tells_is_no_answer(self) -> None:
+        request = make_request("qa", f"{TEXT} The article was signed.", "When was the article signed?")
+        completion = Completion("The text does not mention when the article was signed.", None, "m", "stop")
+        assert not is_complete(make_response(request, completion, "stub"))
 
     @pytest.mark.parametrize(("word", "is_answer"), [("The article", True), ("A particle", False)])
     def test_what_an_article_does_not_say_of_which_the_text_tells_is_an_answer(

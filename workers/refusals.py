@@ -90,13 +90,13 @@ _REFUSALS: Final = tuple(
 
 _NAMES: Final = ("passage", "article", "document", "context", "excerpt")
 """What a model calls the text, and a text may speak of another of."""
-_NAMED: Final = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
+_NAMED: Final = re.compile(rf"\b(?:text|{'|'.join(_NAMES)})\b")
 _TEXT: Final = (
     rf"(?:the|this|your) (?:(?:provided|given) )?(?:text|{'|'.join(_NAMES)})\b(?! of\b)"
     r"(?: (?:(?:that )?you )?(?:provided|given|gave|shared))?"
 )
 _KNOWN: Final = (
-    r"(?:an? |any |the |enough |sufficient )?(?:\w+ )?"
+    r"(?:an? |any |the |enough |sufficient )?(?:[\w'’]+ )?"
     r"(?:answers?|information|details?|dates?|names?|reasons?|mention|reference|indication)\b"
 )
 _TOLD: Final = (
@@ -135,7 +135,9 @@ _ABOUT_TEXT: Final = re.compile(
     re.IGNORECASE,
 )
 _ASKS_FOR: Final = re.compile(
-    r"\W*(?:who|whom|whose|when|where|how)\b(?!.*(?:\b(?:not|never|missing|left out)\b|n['’]t\b|\b(?:omit|leav)))",
+    r"\W*(?:(?:according to|based on|from|in) [^,]*, *)?(?:\w+ )?"
+    r"(?:(?:whose|when|where|why|how)\b|(?:whom?|what|which)\b(?!.*(?:\b(?:not|never|missing|omit\w*|fail\w* to|(?:left|leav\w+)\b.*\bout)\b"
+    r"|n['’]t\b)))",
     re.IGNORECASE | re.DOTALL,
 )
 """What may be asked of a text, such as who wrote it, and has another answer than that the text does not say it."""
@@ -145,7 +147,7 @@ def says_no_answer(reply: str, question: str = "", text: str = "") -> bool:
     r"""Return whether *reply* says, by the word or in a sentence, that *text* does not answer *question*.
 
     A sentence counts where it is all there is, but for one on what the text is about, and holds no "but". It is an
-    answer to a question about what a text says, and where it is a quotation.
+    answer where it is asked whether a text says something, or what it leaves out, and where it is a quotation.
 
     >>> [says_no_answer(reply) for reply in ("The text does not say. No\\_Answer", "No answer.", "No answer came.")]
     [True, True, False]
@@ -167,7 +169,7 @@ def _is_about_all(plain: str, text: str) -> bool:
     if not _UNANSWERED.fullmatch(plain) or _is_quoted(plain, text):
         return False
     named, told = (set(_NAMED.findall(said.casefold())) for said in (plain, text))
-    return named.isdisjoint(told)
+    return "text" in named or named.isdisjoint(told)
 
 
 def is_refusal(reply: str, text: str) -> bool:
