@@ -136,8 +136,8 @@ _ABOUT_TEXT: Final = re.compile(
 )
 _ASKS_FOR: Final = re.compile(
     r"\W*(?:(?:according to|based on|from|in) [^,]*, *)?(?:\w+ )?"
-    r"(?:(?:whose|when|where|why|how)\b|(?:whom?|what|which)\b(?!.*(?:\b(?:not|never|missing|omit\w*|fail\w* to|(?:left|leav\w+)\b.*\bout)\b"
-    r"|n['’]t\b)))",
+    r"(?:(?:whose|when|where|why|how)\b|(?:whom?|what|which)\b"
+    r"(?!.*(?:\b(?:not|never|missing|omit\w*|fail\w* to|(?:left|leav\w+)\b.*\bout)\b|n['’]t\b)))",
     re.IGNORECASE | re.DOTALL,
 )
 """What may be asked of a text, such as who wrote it, and has another answer than that the text does not say it."""
