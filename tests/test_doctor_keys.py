@@ -51,6 +51,14 @@ def missing() -> str:
     return os.environ["AICACHE_TESTS_NOPE"]
 
 
+def model_of(given: Mapping[str, Any]) -> str:
+    """Return the model of a kind of text, of which there is one."""
+    try:
+        return {"summary": "m1"}[given["what"]]
+    except KeyError:
+        raise ValueError("unknown kind") from None
+
+
 def printing(keys: Mapping[str, str]) -> list[str]:
     """Return a probe that tells of *keys*."""
     return [sys.executable, "-c", f"print({stability.marked(keys)!r})"]
@@ -157,6 +165,10 @@ class TestACallWithoutAKey:
         self, annotation: Any, vary: Callable[..., Any], said: str
     ) -> None:
         assert told_of_one(annotation, vary=vary) == said
+
+    @pytest.mark.parametrize("annotation", ["str", "Document"])
+    def test_may_be_of_the_text_that_was_made_up_where_its_error_became_another(self, annotation: str) -> None:
+        assert told_of_one(annotation, vary=model_of) == stability.UNFIT
 
     @pytest.mark.parametrize(
         ("tag", "said"),

@@ -187,13 +187,13 @@ def _told(task: Any) -> str:
 
 def _may_be_unfit(error: Exception, task: Any) -> bool:
     """Say whether *error* may be of the arguments that were made up, and not of the policy."""
-    if TEXT in str(error):
+    raised = error.__context__ if isinstance(error.__context__, KeyError) else error  # a tag template's ValueError
+    if TEXT in f"{error} {raised}":
         return True
     if isinstance(error, KeyEncodingError):
         return False
     made_up = [_made_up(each.annotation, None) for each in _needed(task)]
     is_filled = any(isinstance(each, list | dict) for each in made_up)
-    raised = error.__context__ if isinstance(error.__context__, KeyError) else error  # a tag template's ValueError
     return isinstance(raised, LACKING if is_filled else UNFITTING if None in made_up else ())
 
 
