@@ -34,6 +34,7 @@ CALLERS_FOLDER = "AICACHE_CALLERS_FOLDER"
 """Holds where the caller stands: the relative paths that he gives are meant from there."""
 FOREIGN = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_CONSTRAINT")
 CAUSES = (
+    (r"Retry\(total=0", "the package index cannot be reached"),  # pip goes on, and says that there is no such package
     (r"No matching distribution found for (\S+)", "no wheel of {0} for {platform}"),
     (r"DO NOT MATCH THE HASHES", "a downloaded package is not the one that the lock names; nothing was installed"),
     (r"No space left on device", "the disk is full"),
@@ -44,10 +45,13 @@ PASSING = re.compile(
     r"Retrying \(|Could not fetch URL|HTTP error (?:429|5)|imed out|IncompleteRead|Connection broken|NOT MATCH THE HASH"
 )
 """In pip's log where the index, or the way to it, failed: another attempt may do better, and pip keeps what it has."""
+SILENT = re.compile(r"Retry\(total=0.*ConnectTimeoutError")
+"""There too, where the index let all six of pip's connections time out, for minutes: a firewall drops them."""
 PAUSES_S = (5.0, 30.0)
 """Before each other attempt."""
 SLOW_INDEX = {"PIP_DEFAULT_TIMEOUT": "60"}
-"""Instead of 15 s, unless the caller says otherwise: a mirror may have to fetch a package before it sends any of it."""
+"""Instead of 15 s, or what pip.conf says; the caller's variable goes before it. A mirror may have to fetch a package
+before it sends any of it."""
 
 
 class Failure(Exception):  # noqa: N818 - names an event
@@ -164,7 +168,7 @@ def _run(command: list[str], place: Path, environ: dict[str, str], pauses_s: Seq
         log = _said(command, place, environ)
         if log is None:
             return
-        if pause_s is None or not PASSING.search(log):
+        if pause_s is None or not PASSING.search(log) or SILENT.search(log):
             break
         _say(f"{_cause(log)}; once more in {pause_s:.0f} s ... ")
         time.sleep(pause_s)
