@@ -123,7 +123,7 @@ class TestReplies:
             "operation": "summarize",
             "success": True,
             "result": "The mill closed.",
-            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 4},
+            "metadata": {"word_count": 10, "engine": "stub", "model": "m-1", "prompt_version": 5},
         }
 
     @pytest.mark.parametrize(("operation", "reply"), [("summarize", "x" * 9), ("qa", "May.")])
@@ -475,6 +475,7 @@ class TestReplies:
             ("I'm unable to see the text.", "stop", RefusedReply),
             ("I don't have access to external files, so I cannot summarize the text.", "stop", RefusedReply),
             ("[/INST] The mill closed.", "stop", UnparsableReply),
+            ("<s><s>The mill closed.", "stop", UnparsableReply),
             ("As an AI developed by a company, I cannot judge this.", "stop", RefusedReply),
         ],
     )
@@ -580,8 +581,9 @@ class TestReplies:
     def test_the_token_that_begins_a_turn_is_no_part_of_an_answer(self, form: str) -> None:
         assert answered("summarize", form.format("The mill closed."))["result"] == "The mill closed."
 
-    def test_a_token_that_a_text_names_may_begin_an_answer(self) -> None:
-        request, reply = make_request("summarize", "Such models begin with <bos>."), "<bos> begins them."
+    @pytest.mark.parametrize("token", ["<bos>", "<s>"])
+    def test_a_token_that_a_text_names_may_begin_an_answer(self, token: str) -> None:
+        request, reply = make_request("summarize", f"Such models begin with {token}."), f"{token} begins them."
         assert make_response(request, Completion(reply, None, "m", "stop"), "stub")["result"] == reply
 
     @pytest.mark.parametrize("token", ["<|im_end|>", "<think>", "</s>"])

@@ -39,7 +39,7 @@ MAX_REPLY_CHARS: Final = 100_000
 SENTIMENTS: Final = ("positive", "negative", "neutral", "mixed")
 
 PROMPT_VERSIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"summarize": 4, "sentiment": 4, "key_points": 4, "questions": 4, "qa": 5}
+    {"summarize": 5, "sentiment": 5, "key_points": 5, "questions": 5, "qa": 5}
 )
 """Part of the cache key: raise an operation's number whenever its prompt or its post-processing changes."""
 

@@ -15,7 +15,7 @@ from typing import Final
 
 _OPEN: Final = r"(?:(?i:<(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning)>)|\[THINK\]|◁think▷)"
 _CLOSE: Final = r"(?:(?i:</(?:\w{1,20}:)?(?:think(?:ing)?|thoughts?|reasoning)>)|\[/THINK\]|◁/think▷)"
-_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)"
+_CONTROL: Final = r"(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>)"
 _MAX_CONTROL_CHARS: Final = 44
 _OPENER: Final = re.compile(rf"\s*+{_OPEN}")
 _CLOSER: Final = re.compile(_CLOSE)
