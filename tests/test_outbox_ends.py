@@ -167,6 +167,18 @@ class Bare(queue.SimpleQueue[None]):
 
 
 class TestCache:
+    def test_one_that_was_made_before_gevent_patches_threads_stops_no_greenlet(
+        self, valkey: EmbeddedServer, client: Any, tmp_path: Path
+    ) -> None:
+        program = """import time, gevent.monkey
+cache = made(ship_after_s=0.05)
+gevent.monkey.patch_all()
+look_up(cache, 1)
+while not cache.parts.outbox._is_asleep:  # for a minute
+    time.sleep(0.01)"""
+        ended(valkey.url, program, tmp_path)
+        assert lookups(batches(client)) == 1
+
     def test_one_sends_also_where_the_queues_of_greenlets_are_of_no_type(
         self, valkey: EmbeddedServer, client: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -215,6 +215,7 @@ class Outbox(SampleQueue):
         if self._has_ended:
             self._send_late()
         elif not self._has_thread:
+            self._wake = queue.SimpleQueue()  # anew: gevent may have replaced it, and threads, since the last
             self._has_thread = begin_thread(self, self._wake)
 
 
